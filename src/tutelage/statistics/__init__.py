@@ -1,0 +1,60 @@
+"""Numbers with honest intervals, agreement, calibration: NumPy and SciPy only, the one copy in the house."""
+
+from tutelage.statistics.agreement import (
+    Kappa,
+    cohen_kappa,
+    fleiss_kappa,
+    gwet_ac1,
+    kendall_w,
+    krippendorff_alpha,
+    krippendorff_interval,
+    label_ceiling,
+    pairwise_agreement,
+)
+from tutelage.statistics.best_of_n import best_of_n_kl_bound, best_of_n_unbiased, pass_at_k
+from tutelage.statistics.calibration import (
+    ReliabilityBin,
+    brier,
+    expected_calibration_error,
+    fitted_temperature,
+    reliability_curve,
+)
+from tutelage.statistics.intervals import (
+    Interval,
+    cluster_bootstrap,
+    cluster_mean,
+    cluster_share,
+    needed_for_half_width,
+    paired_difference,
+    wilson,
+)
+from tutelage.statistics.ratings import matched_length_win_rate, win_rate
+
+__all__ = [
+    "Interval",
+    "Kappa",
+    "ReliabilityBin",
+    "best_of_n_kl_bound",
+    "best_of_n_unbiased",
+    "brier",
+    "cluster_bootstrap",
+    "cluster_mean",
+    "cluster_share",
+    "cohen_kappa",
+    "expected_calibration_error",
+    "fitted_temperature",
+    "fleiss_kappa",
+    "gwet_ac1",
+    "kendall_w",
+    "krippendorff_alpha",
+    "krippendorff_interval",
+    "label_ceiling",
+    "matched_length_win_rate",
+    "needed_for_half_width",
+    "paired_difference",
+    "pairwise_agreement",
+    "pass_at_k",
+    "reliability_curve",
+    "wilson",
+    "win_rate",
+]
