@@ -1,0 +1,1 @@
+"""Language models: loading, saving, heads, and how tokens reach them."""
