@@ -46,6 +46,10 @@ class Rows:
 
         return replace(self, **{f.name: take(getattr(self, f.name)) for f in fields(self)})
 
+    def sequences(self) -> tuple[Sequences, ...]:
+        """The token rows in here, row-aligned; what a micro-batch costs is counted from them."""
+        return tuple(v for f in fields(self) if isinstance(v := getattr(self, f.name), Sequences))
+
     def to(self, device: torch.device | str) -> Self:
         """The same rows with every tensor on `device`."""
 
@@ -70,6 +74,10 @@ class Sequences(Rows):
     lengths: Int[Tensor, "B"]
     prompt_of: Int[Tensor, "B"]
     prompts: Prompts
+
+    def sequences(self) -> tuple[Sequences, ...]:
+        """The token rows in here, row-aligned; what a micro-batch costs is counted from them."""
+        return (self,)
 
     @property
     def total_tokens(self) -> int:

@@ -1,0 +1,215 @@
+"""How tokens are laid out for the hardware: rows packed without padding, each prompt computed once for all its answers.
+
+The linear layers of any Hugging Face decoder see one line of real tokens [1, N]; only attention needs to know which tokens
+belong together, and it is reached through transformers' public attention interface. A group is a prompt followed by its
+answers; an answer's tokens see the prompt and themselves. Positions restart at the prompt's end for each answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import AttentionInterface, PretrainedConfig, PreTrainedModel
+
+from tutelage.data.batch import Rows, Sequences
+
+ATTENTION = "tutelage_packed"
+
+
+@dataclass(frozen=True)
+class Span:
+    """One group on the packed line: tokens start..stop; `mask` [n, n] is None where plain causal attention is right."""
+
+    start: int
+    stop: int
+    mask: Float[Tensor, "n n"] | None
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A batch on one line of N real tokens.
+
+    `before` [B, T] is the packed index of the token that precedes answer token t (the state it is chosen in), 0 on padding;
+    `last` [B] the index of a row's last token.
+    """
+
+    input_ids: Int[Tensor, "1 N"]
+    positions: Int[Tensor, "1 N"]
+    spans: tuple[Span, ...]
+    before: Int[Tensor, "B T"]
+    last: Int[Tensor, "B"]
+
+
+def group_mask(prompt: int, answers: Sequence[int], dtype: torch.dtype) -> Float[Tensor, "n n"] | None:
+    """Additive mask of a group: causal, and an answer never sees another answer. None for a single answer (causal)."""
+    if len(answers) <= 1:
+        return None
+    owner = torch.repeat_interleave(torch.arange(len(answers) + 1), torch.tensor([prompt, *answers]))
+    order = torch.arange(len(owner))
+    allowed = (order[None, :] <= order[:, None]) & ((owner[None, :] == 0) | (owner[None, :] == owner[:, None]))
+    return torch.zeros(len(owner), len(owner), dtype=dtype).masked_fill_(~allowed, float("-inf"))
+
+
+def pack(batch: Sequences, dtype: torch.dtype = torch.float32) -> Packed:
+    """Lay a batch out on one line, rows of the same prompt together; `dtype` is the one attention runs in."""
+    device = batch.tokens.device
+    lengths, tokens, prompt_of = batch.lengths.tolist(), batch.tokens.tolist(), batch.prompt_of.tolist()
+    members: dict[int, list[int]] = {}
+    for row, prompt in enumerate(prompt_of):
+        members.setdefault(prompt, []).append(row)
+    ids: list[int] = []
+    positions: list[int] = []
+    spans: list[Span] = []
+    before = torch.zeros(batch.tokens.shape, dtype=torch.long)
+    last = torch.zeros(len(lengths), dtype=torch.long)
+    for prompt, rows in members.items():
+        start, head = len(ids), batch.prompts.tokens[prompt]
+        ids.extend(head)
+        positions.extend(range(len(head)))
+        for row in rows:
+            first, length = len(ids), lengths[row]
+            ids.extend(tokens[row][:length])
+            positions.extend(range(len(head), len(head) + length))
+            before[row, :length] = torch.arange(first - 1, first + length - 1)
+            before[row, :1] = start + len(head) - 1
+            last[row] = first + length - 1 if length else start + len(head) - 1
+        mask = group_mask(len(head), [lengths[row] for row in rows], dtype)
+        spans.append(Span(start, len(ids), None if mask is None else mask.to(device)))
+    line = torch.tensor([ids, positions], device=device)
+    return Packed(line[:1], line[1:], tuple(spans), before.to(device), last.to(device))
+
+
+def _packed_attention(
+    module: nn.Module,
+    query: Float[Tensor, "1 H N D"],
+    key: Float[Tensor, "1 K N D"],
+    value: Float[Tensor, "1 K N D"],
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    layout: Any = None,
+    **kwargs: Any,
+) -> tuple[Float[Tensor, "1 N H D"], None]:
+    """Attention as transformers calls it; `layout` decides who sees whom (a line of spans, or the decoder's cache)."""
+    assert layout is not None, "packed attention needs a layout; call the model through models.logprobs or models.sampling"
+    assert not dropout, "dropout must be off: it makes the ratio of a policy to itself differ from 1"
+    unhandled = [name for name in ("sliding_window", "softcap", "s_aux") if kwargs.get(name) is not None]
+    assert not unhandled, f"packed attention does not handle {unhandled}; `supports` should have refused this model"
+    if hasattr(layout, "attend"):
+        return layout.attend(module.layer_idx, query, key, value, scaling), None
+    return attend_spans(layout.spans, query, key, value, scaling), None
+
+
+AttentionInterface.register(ATTENTION, _packed_attention)
+
+
+def attend_spans(
+    spans: Sequence[Span],
+    query: Float[Tensor, "1 H N D"],
+    key: Float[Tensor, "1 K N D"],
+    value: Float[Tensor, "1 K N D"],
+    scaling: float | None,
+) -> Float[Tensor, "1 N H D"]:
+    """Attention inside each span, side by side on the line."""
+    repeats = query.shape[1] // key.shape[1]
+    if repeats > 1:
+        key, value = key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1)
+    parts = []
+    for span in spans:
+        q, k, v = (x[:, :, span.start : span.stop] for x in (query, key, value))
+        mask = None if span.mask is None else span.mask[None, None]
+        out = nn.functional.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None, scale=scaling)
+        parts.append(out.transpose(1, 2))
+    return torch.cat(parts, dim=1)
+
+
+def backbone_of(model: nn.Module) -> PreTrainedModel:
+    """The decoder below the head, with adapters still in place (PEFT wraps linear layers inside it)."""
+    from peft import PeftModel
+
+    inner = model.get_base_model() if isinstance(model, PeftModel) else model
+    return getattr(inner, getattr(inner, "base_model_prefix", ""), inner)
+
+
+def unsupported(config: PretrainedConfig, model: PreTrainedModel) -> str | None:
+    """Why this model cannot run packed (then rows run one padded batch at a time), or None where it can."""
+    if not getattr(model, "_supports_attention_backend", False):
+        return f"{config.model_type} does not go through transformers' attention interface"
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    if kinds != {"full_attention"}:
+        return f"{config.model_type} has layers of other kinds than full attention: {sorted(kinds)}"
+    if getattr(config, "use_sliding_window", True) and getattr(config, "sliding_window", None) is not None:
+        return f"{config.model_type} uses a sliding window of {config.sliding_window} tokens"
+    if getattr(config, "attn_logit_softcapping", None) is not None:
+        return f"{config.model_type} soft-caps its attention logits"
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type", "default") in ("dynamic", "longrope"):
+        return f"{config.model_type} changes its position encoding with the length seen ({rope['rope_type']})"
+    return None if "rope_theta" in rope or hasattr(config, "rope_theta") else f"{config.model_type} has no rotary positions"
+
+
+@contextmanager
+def packed_attention(backbone: PreTrainedModel) -> Iterator[None]:
+    """Run `backbone` with our attention inside, and put its own back afterwards: plain calls keep their padding masks."""
+    config = backbone.config
+    before = config._attn_implementation
+    config._attn_implementation = ATTENTION
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
+
+
+def packed_hidden(backbone: PreTrainedModel, packed: Packed) -> Float[Tensor, "N D"]:
+    """The last hidden state of every packed token."""
+    with packed_attention(backbone):
+        out = backbone(input_ids=packed.input_ids, position_ids=packed.positions, use_cache=False, layout=packed)
+    return out.last_hidden_state[0]
+
+
+def padded_hidden(backbone: PreTrainedModel, batch: Sequences) -> tuple[Float[Tensor, "N D"], Packed]:
+    """The fallback: every row beside its own copy of the prompt, right-padded; the same indices into a flat line."""
+    rows = [
+        [*batch.prompts.tokens[p], *t[:n]]
+        for p, t, n in zip(batch.prompt_of.tolist(), batch.tokens.tolist(), batch.lengths.tolist(), strict=True)
+    ]
+    width = max(len(row) for row in rows)
+    ids = torch.tensor([row + [0] * (width - len(row)) for row in rows], device=batch.tokens.device)
+    real = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=ids.device)
+    hidden = backbone(input_ids=ids, attention_mask=real, use_cache=False).last_hidden_state
+    start = torch.tensor([len(batch.prompts.tokens[p]) for p in batch.prompt_of.tolist()], device=ids.device)
+    line = torch.arange(len(rows), device=ids.device) * width
+    columns = torch.arange(batch.tokens.shape[1], device=ids.device)
+    before = (line + start - 1)[:, None] + columns[None, :]
+    before = torch.where(columns[None, :] < batch.lengths[:, None], before, 0)
+    layout = Packed(ids.view(1, -1), real.view(1, -1), (), before, line + start + batch.lengths - 1)
+    return hidden.flatten(0, 1), layout
+
+
+def micro_batches(batch: Rows, tokens: int) -> list[Int[Tensor, "b"]]:
+    """Split rows into pieces of at most `tokens` packed tokens (a single row may exceed it), answers to one prompt together.
+
+    Rows keep their order inside a piece; a prompt that does not fit whole is split between pieces (and computed in each).
+    """
+    parts = batch.sequences()
+    lengths = torch.stack([part.lengths for part in parts]).sum(0).tolist()
+    first = parts[0]
+    prompt_length = [len(p) for p in first.prompts.tokens]
+    order = sorted(range(len(first)), key=lambda row: (int(first.prompt_of[row]), row))
+    pieces: list[list[int]] = []
+    used, current = 0, -1
+    for row in order:
+        prompt = int(first.prompt_of[row])
+        cost = lengths[row] + (prompt_length[prompt] if prompt != current or not pieces else 0)
+        if not pieces or used + cost > tokens:
+            pieces.append([])
+            used, cost = 0, lengths[row] + prompt_length[prompt]
+        pieces[-1].append(row)
+        used, current = used + cost, prompt
+    return [torch.tensor(piece) for piece in pieces]
