@@ -1,0 +1,117 @@
+"""PPO: a clipped ratio, a learned value of every state, generalised advantages, the KL inside the reward."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from tutelage.algorithms.base import Metrics, Models, State
+from tutelage.algorithms.policy_gradient import kl_rewards, reference_logprobs, rollout_metrics
+from tutelage.config import config
+from tutelage.data.batch import ActorCriticBatch, Rollouts
+from tutelage.functional.advantages import at_last_token, gae, whiten
+from tutelage.functional.policy import clipped_surrogate, clipped_value_loss
+from tutelage.functional.weights import keep, token_mean
+
+
+@config
+class PPO:
+    """Clipped surrogate (arXiv:1707.06347, eq. 7) with GAE (arXiv:1506.02438) and the per-token KL of InstructGPT."""
+
+    name: Literal["ppo"] = "ppo"
+    group_size: Annotated[int, Field(gt=0)] = 4
+    """Answers sampled for each prompt."""
+    clip: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """The ratio pi/pi_old counts within 1 - clip .. 1 + clip."""
+    value_clip: Annotated[float, Field(gt=0)] | None = 0.2
+    """How far a value may move in one step's updates before its loss stops counting (None: no limit)."""
+    value_coefficient: Annotated[float, Field(ge=0)] = 0.5
+    """Weight of the value loss beside the policy loss."""
+    discount: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """gamma."""
+    gae_lambda: Annotated[float, Field(ge=0, le=1)] = 0.95
+    """lambda: 1 trusts the sampled returns, 0 the value model."""
+    bootstrap_truncated: bool = False
+    """Whether an answer cut by the token limit is worth the value of its last state beyond the cut (else 0)."""
+    whiten_advantages: bool = True
+    """Shift and scale the advantages of the whole step to mean 0 and standard deviation 1."""
+    kl_coefficient: Annotated[float, Field(ge=0)] = 0.05
+    """beta: how much a nat of KL from the reference costs in reward, per token."""
+    passes: Annotated[int, Field(gt=0)] = 2
+    """Times that each step's answers are used."""
+    minibatches: Annotated[int, Field(gt=0)] = 2
+    """Optimiser steps in a pass."""
+
+    presets: ClassVar[dict[str, dict[str, object]]] = {}
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The reference only where the KL counts."""
+        return ("policy", "value", "reference") if self.kl_coefficient > 0 else ("policy", "value")
+
+    def initial_state(self) -> State:
+        """Nothing is carried from step to step."""
+        return State()
+
+    def prepare(
+        self, models: Models, batch: Rollouts, state: State
+    ) -> tuple[ActorCriticBatch, State, Mapping[str, float]]:
+        """Per-token rewards, values, advantages by GAE and the returns that the value model learns."""
+        assert models.value is not None
+        mask = batch.answers.mask
+        penalised = self.kl_coefficient > 0
+        ref = reference_logprobs(models, batch, penalised)
+        with torch.no_grad():
+            values = keep(models.value.values(batch.answers), mask)
+        rewards = at_last_token(batch.rewards, mask) + kl_rewards(batch, ref, self.kl_coefficient)
+        last = at_last_value(values, mask) if self.bootstrap_truncated else None
+        beyond = None if last is None else torch.where(batch.finished, 0.0, last)
+        advantages, returns = gae(rewards, values, mask, self.discount, self.gae_lambda, bootstrap=beyond)
+        metrics = rollout_metrics(batch, ref if penalised else None)
+        metrics |= value_metrics(values, returns, mask)
+        if self.whiten_advantages:
+            advantages = keep(whiten(advantages, mask), mask)
+        prepared = ActorCriticBatch(batch.answers, advantages, batch.sampler_logprobs, ref, returns, values)
+        return prepared, state, metrics
+
+    def weights(self, batch: ActorCriticBatch) -> Tensor:
+        """[B, T]: every token of the optimiser step counts the same."""
+        return token_mean(batch.answers.mask)
+
+    def losses(self, models: Models, batch: ActorCriticBatch) -> tuple[Tensor, Metrics]:
+        """-min(ratio A, clip(ratio) A) + c (V - G)^2 / 2, per token."""
+        assert models.policy is not None
+        assert models.value is not None
+        mask = batch.answers.mask
+        logp, entropy = models.policy.logprobs_and_entropy(batch.answers)
+        logp, old = keep(logp, mask), keep(batch.old_logprobs, mask)
+        policy, clipped = clipped_surrogate(logp, old, batch.advantages, self.clip, self.clip)
+        values = keep(models.value.values(batch.answers), mask)
+        value = clipped_value_loss(values, batch.old_values, batch.returns, self.value_clip)
+        return policy + self.value_coefficient * value, {
+            "policy/entropy": entropy.detach(),
+            "policy/clipped": clipped.detach(),
+            "policy/moved": (old - logp).detach(),
+            "value/loss": value.detach(),
+        }
+
+
+def at_last_value(values: Tensor, mask: Tensor) -> Tensor:
+    """[B]: the value of each row's last action's state, 0 for a row without actions."""
+    columns = torch.arange(mask.shape[1], device=mask.device)
+    last = torch.where(mask, columns, -1).amax(1)
+    return torch.where(last >= 0, values.gather(1, last.clamp(min=0)[:, None])[:, 0], 0.0)
+
+
+def value_metrics(values: Tensor, returns: Tensor, mask: Tensor) -> dict[str, float]:
+    """How much of the returns' variance the values explain: 1 - Var(G - V) / Var(G)."""
+    error, target = (returns - values)[mask], returns[mask]
+    spread = float(target.var(correction=0))
+    return {
+        "value/mean": float(values[mask].mean()),
+        "value/explained": 1 - float(error.var(correction=0)) / spread if spread > 0 else 0.0,
+    }

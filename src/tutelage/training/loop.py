@@ -1,0 +1,166 @@
+"""The one loop: draw, prepare, update, log, save; methods are arguments."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from tutelage.algorithms.base import Algorithm, Models, State
+from tutelage.console import track
+from tutelage.data.batch import Rows
+from tutelage.training.checkpoint import (
+    Saved,
+    load_optimizer,
+    load_trainable,
+    optimizer_tensors,
+    trainable_tensors,
+)
+from tutelage.training.interrupt import Interrupt, Interrupted
+from tutelage.training.optim import Optimization, adamw, learning_rate, named_trainable, set_learning_rate
+from tutelage.training.run import Run
+from tutelage.training.update import Averages, accumulate, clip_gradients, minibatches
+
+Draw = Callable[[int], tuple[Rows, Mapping[str, float]]]
+"""Step -> the step's batch and what drawing it measured; the same step gives the same batch (for the same weights)."""
+
+
+@dataclass(frozen=True)
+class Hook:
+    """Something to do after every `every`-th step and after the last, such as an evaluation; returns metrics.
+
+    `at_start` runs it before the first step too, logged as step -1's successor would be: under the current step count.
+    """
+
+    every: int
+    run: Callable[[int], Mapping[str, float]]
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is trained, how and for how long. `trained` names the modules whose trainable weights move."""
+
+    models: Models
+    algorithm: Algorithm
+    draw: Draw
+    trained: Mapping[str, nn.Module]
+    steps: int
+    peak: float
+    settings: Optimization
+    seed: int = 0
+    label: str = "training"
+
+
+@dataclass
+class Progress:
+    """Where a task stands: the next step, the method's state, the optimiser."""
+
+    step: int
+    state: State
+    optimizer: torch.optim.Optimizer
+
+
+def train(task: Task, run: Run, hooks: tuple[Hook, ...] = (), resume_command: str = "") -> State:
+    """Run (or go on with) a task; every step is logged, checkpoints are saved and Ctrl-C saves before it stops.
+
+    Raises Interrupted after a Ctrl-C, ValueError for a batch that trains nothing or a gradient that is not finite.
+    """
+    missing = task.models.missing(task.algorithm.needs)
+    assert not missing, f"{type(task.algorithm).__name__} needs {missing}"
+    progress = _start(task, run)
+    with Interrupt() as interrupt, track(task.steps, task.label) as bar:
+        bar.advance(progress.step)
+        while progress.step < task.steps:
+            step = progress.step
+            metrics = one_step(task, progress)
+            progress.step = step + 1
+            for hook in hooks:
+                if progress.step % hook.every == 0 or progress.step == task.steps:
+                    metrics |= hook.run(progress.step)
+            run.log(step, metrics)
+            bar.advance(1, **_headline(metrics))
+            due = progress.step % task.settings.save_every == 0 or progress.step == task.steps
+            if due or interrupt.requested:
+                save(task, progress, run)
+            if interrupt.requested and progress.step < task.steps:
+                raise Interrupted(resume_command)
+    return progress.state
+
+
+def one_step(task: Task, progress: Progress) -> dict[str, float]:
+    """One step of the loop: a batch, what it holds fixed, and one or several optimiser steps on it."""
+    clock = time.perf_counter()
+    batch, drawn = task.draw(progress.step)
+    drawn_at = time.perf_counter()
+    batch, state, prepared = task.algorithm.prepare(task.models, batch, progress.state)
+    prepared_at = time.perf_counter()
+    updated = _update(task, progress, batch)
+    progress.state = state
+    return {
+        **drawn,
+        **prepared,
+        **updated,
+        "time/draw": drawn_at - clock,
+        "time/prepare": prepared_at - drawn_at,
+        "time/update": time.perf_counter() - prepared_at,
+    }
+
+
+def _update(task: Task, progress: Progress, batch: Rows) -> dict[str, float]:
+    parameters = list(named_trainable(task.trained).values())
+    rate = learning_rate(task.settings, progress.step, task.steps, task.peak)
+    set_learning_rate(progress.optimizer, rate)
+    loss, norms, averages = 0.0, [], Averages()
+    passes, parts = getattr(task.algorithm, "passes", 1), getattr(task.algorithm, "minibatches", 1)
+    for turn in range(passes):
+        for rows in minibatches(len(batch), parts, f"{task.seed}/{progress.step}/{turn}"):
+            progress.optimizer.zero_grad(set_to_none=True)
+            value, measured = accumulate(task.algorithm, task.models, batch[rows], task.settings.tokens_per_pass)
+            norms.append(clip_gradients(parameters, task.settings.max_grad_norm))
+            progress.optimizer.step()
+            loss += value / (passes * parts)
+            averages.weight += measured.weight
+            for name, total in measured.sums.items():
+                averages.sums[name] = averages.sums.get(name, 0.0) + total
+    progress.optimizer.zero_grad(set_to_none=True)
+    return {**averages.means(), "loss": loss, "optim/gradient_norm": sum(norms) / len(norms), "optim/learning_rate": rate}
+
+
+def _start(task: Task, run: Run) -> Progress:
+    named = named_trainable(task.trained)
+    assert named, "nothing is trainable"
+    progress = Progress(0, task.algorithm.initial_state(), adamw(named.values(), task.settings))
+    saved = run.checkpoints.latest()
+    if saved is not None:
+        restore(task, progress, saved)
+    run.truncate(progress.step)
+    return progress
+
+
+def save(task: Task, progress: Progress, run: Run) -> None:
+    """A checkpoint from which the next step is bit-identical: weights, optimiser, method state, position."""
+    tensors, info = optimizer_tensors(progress.optimizer, named_trainable(task.trained))
+    groups = {name: trainable_tensors(module) for name, module in task.trained.items()}
+    run.checkpoints.save(
+        progress.step, {**groups, "optimizer": tensors}, {"state": asdict(progress.state), "optimizer": info}
+    )
+
+
+def restore(task: Task, progress: Progress, saved: Saved) -> None:
+    """Put a checkpoint back into a task's modules, optimiser and state."""
+    for name, module in task.trained.items():
+        load_trainable(module, saved.tensors(name))
+    info: Any = saved.info
+    load_optimizer(progress.optimizer, named_trainable(task.trained), saved.tensors("optimizer"), info["optimizer"])
+    progress.state = type(progress.state)(**info["state"])
+    progress.step = saved.step
+
+
+def _headline(metrics: Mapping[str, float]) -> dict[str, float]:
+    """The few figures that a progress bar has room for."""
+    wanted = ("loss", "reward/mean", "policy/kl", "accuracy/comparison", "accuracy/implicit", "answer/finished")
+    return {name.split("/")[-1]: metrics[name] for name in wanted if name in metrics}
