@@ -1,0 +1,1 @@
+"""What annotators say about answers: simulated ones here, people later; never imports torch."""
