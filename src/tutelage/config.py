@@ -76,7 +76,8 @@ def _expand(value: Any, path: Path) -> Any:
 def build(kind: type[T], data: Mapping[str, Any], where: str) -> T:
     """Validate a mapping into a configuration; ValueError lists every bad key with its path, value and what is allowed."""
     try:
-        return TypeAdapter(kind).validate_json(json.dumps(to_dict(data)))  # strict JSON: lists fill tuples, 1 fills a float
+        plain = expand_methods(kind, to_dict(data))
+        return TypeAdapter(kind).validate_json(json.dumps(plain))  # strict JSON: lists fill tuples, 1 fills a float
     except ValidationError as error:
         raise ValueError("\n".join(f"{where}: {_explain(kind, e)}" for e in error.errors())) from None
 
@@ -92,12 +93,39 @@ def _explain(kind: type, error: Any) -> str:
     return f"{path}: {message}; got {error['input']!r}"
 
 
+def expand_methods(kind: Any, data: Any) -> Any:
+    """`algorithm: rloo` -> `{name: reinforce, baseline: leave_one_out}`: names and presets of methods written out."""
+    if not is_dataclass(kind) or not isinstance(data, dict):
+        return data
+    out = dict(data)
+    hints = get_type_hints(kind)
+    for key in data.keys() & hints.keys():
+        members = union_members(hints[key])
+        value = {"name": out[key]} if members and isinstance(out[key], str) else out[key]
+        member = members.get(value.get("name", "")) if isinstance(value, dict) else None
+        if member is not None:
+            given = {k: v for k, v in value.items() if k != "name"}
+            value = {"name": canonical_name(member), **presets(member).get(value["name"], {}), **given}
+        out[key] = value if members else expand_methods(hints[key], value)
+    return out
+
+
+def presets(member: type) -> Mapping[str, Mapping[str, Any]]:
+    """Named settings of a method, such as rloo of REINFORCE."""
+    return getattr(member, "presets", {})
+
+
+def canonical_name(member: type) -> str:
+    """A method's own name: the first value of its `name`."""
+    return get_args(get_type_hints(member)["name"])[0]
+
+
 def union_members(kind: Any) -> dict[str, type]:
-    """The methods of a union by their `name` (its single Literal value), looking through Annotated and Optional."""
+    """The methods of a union by name and by preset, looking through Annotated and Optional."""
     found: dict[str, type] = {}
     for arg in (kind, *get_args(kind)):
         if is_dataclass(arg) and isinstance(arg, type) and "name" in get_type_hints(arg):
-            found.update({name: arg for name in get_args(get_type_hints(arg)["name"])})
+            found.update({name: arg for name in (*get_args(get_type_hints(arg)["name"]), *presets(arg))})
         elif arg is not kind and get_args(arg):
             found.update(union_members(arg))
     return found
@@ -133,4 +161,4 @@ def _choose_members(kind: Any, data: dict[str, Any], args: list[str]) -> None:
             if name not in members:
                 raise ValueError(f"{flag}: unknown name {name!r}; known: {', '.join(members)}")
             given = data.get(field.name)
-            data[field.name] = given if isinstance(given, dict) and given.get("name") == name else {"name": name}
+            data[field.name] = given if isinstance(given, dict) and given.get("name") == name else name
