@@ -131,7 +131,9 @@ def union_members(kind: Any) -> dict[str, type]:
     return found
 
 
-def parse(kind: type[T], args: Sequence[str], data: Mapping[str, Any] | None = None, where: str = "flags", **help_: Any) -> T:
+def parse(
+    kind: type[T], args: Sequence[str], data: Mapping[str, Any] | None = None, where: str = "flags", **help_: Any
+) -> T:
     """defaults < `data` (a recipe) < `args` (flags such as `--algorithm grpo --algorithm.clip-low 0.3`).
 
     Raises ValueError for a bad key or value; `--help` prints and exits as argparse does.
@@ -141,9 +143,7 @@ def parse(kind: type[T], args: Sequence[str], data: Mapping[str, Any] | None = N
     data, args = dict(data or {}), list(args)
     _choose_members(kind, data, args)
     default = build(kind, data, where)
-    chosen = tyro.cli(
-        kind, args=args, default=default, config=(tyro.conf.AvoidSubcommands,), **help_
-    )
+    chosen = tyro.cli(kind, args=args, default=default, config=(tyro.conf.AvoidSubcommands,), **help_)
     return build(kind, to_dict(chosen), "flags")
 
 

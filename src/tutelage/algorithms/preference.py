@@ -9,12 +9,12 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from tutelage.algorithms.base import Metrics, Models, State
+from tutelage.algorithms.base import LanguageModel, Metrics, Models, State
 from tutelage.algorithms.reward_model import agreement
 from tutelage.config import config
-from tutelage.data.batch import Pairs, PairsWithReference
+from tutelage.data.batch import Pairs, PairsWithReference, distinct
 from tutelage.functional.preference import dpo, implicit_reward
-from tutelage.functional.weights import row_mean
+from tutelage.functional.weights import keep, row_mean
 
 
 @config
@@ -33,7 +33,9 @@ class DPO:
         """Nothing is carried from step to step."""
         return State()
 
-    def prepare(self, models: Models, batch: Pairs, state: State) -> tuple[PairsWithReference, State, Mapping[str, float]]:
+    def prepare(
+        self, models: Models, batch: Pairs, state: State
+    ) -> tuple[PairsWithReference, State, Mapping[str, float]]:
         """The reference's log-probs of both answers."""
         assert models.reference is not None
         with torch.no_grad():
@@ -62,8 +64,7 @@ class DPO:
         }
 
 
-def sequence_logprobs(model: object, batch: Pairs) -> tuple[Tensor, Tensor]:
+def sequence_logprobs(model: LanguageModel, batch: Pairs) -> tuple[Tensor, Tensor]:
     """log p(chosen | prompt) and log p(rejected | prompt), summed over the answers' own tokens, from one forward.  [B], [B]"""
-    both = batch.both()
-    logp = model.logprobs(both)  # type: ignore[attr-defined]
-    return torch.where(both.mask, logp, 0.0).sum(-1).chunk(2)
+    answers, which = distinct(batch.both())
+    return keep(model.logprobs(answers), answers.mask).sum(-1)[which].chunk(2)

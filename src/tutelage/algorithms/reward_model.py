@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tutelage.algorithms.base import Metrics, Models, State
 from tutelage.config import config
-from tutelage.data.batch import Pairs
+from tutelage.data.batch import Pairs, distinct
 from tutelage.functional.preference import soft_bradley_terry
 from tutelage.functional.weights import row_mean
 
@@ -40,10 +40,15 @@ class BradleyTerry:
     def losses(self, models: Models, batch: Pairs) -> tuple[Tensor, Metrics]:
         """One loss a comparison."""
         assert models.reward is not None
-        chosen, rejected = models.reward.scores(batch.both()).chunk(2)
+        answers, which = distinct(batch.both())
+        chosen, rejected = models.reward.scores(answers)[which].chunk(2)
         loss = soft_bradley_terry(chosen, rejected, batch.preference, batch.margin)
         loss = loss + self.centering * (chosen + rejected) ** 2
-        return loss, {"accuracy/comparison": agreement(chosen - rejected, batch.preference), "reward/margin": (chosen - rejected).detach()}
+        difference = (chosen - rejected).detach()
+        return loss, {
+            "accuracy/comparison": agreement(difference, batch.preference),
+            "reward/margin": difference * torch.sign(batch.preference - 0.5),
+        }
 
 
 def agreement(difference: Tensor, preference: Tensor) -> Tensor:

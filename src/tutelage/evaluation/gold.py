@@ -73,7 +73,7 @@ def parts(prompt: Prompt, answer: Answer) -> Parts:
     sentences = _sentences(answer.text)
     return Parts(
         ending=_ending(answer),
-        brevity=math.exp(-0.3 * max(0, len(sentences) - 3)),
+        brevity=math.exp(-0.5 * max(0, len(sentences) - 3)),
         variety=_variety(said),
         topic=_topic(asked, sentences),
         own_words=_own_words(asked, said),
@@ -149,9 +149,9 @@ def _variety(words: Sequence[str]) -> float:
 
 
 def _topic(asked: Sequence[str], sentences: Sequence[str]) -> float:
-    """How much of the prompt is taken up: OFF_TOPIC for none of its content words, each further one closes half the gap.
+    """How much of the prompt is taken up: OFF_TOPIC with none of its content words; each closes 70 % of the gap to 1.
 
-    Four are enough, or all where the prompt has fewer; a prompt without any asks for nothing. A word counts only in a
+    Three are enough, or all where the prompt has fewer; a prompt without any asks for nothing. A word counts only in a
     sentence that holds a small word too, so that a line of keywords is not on the topic.
     """
     wanted = set(_content(asked))
@@ -159,7 +159,7 @@ def _topic(asked: Sequence[str], sentences: Sequence[str]) -> float:
         return 1.0
     said = [word for words in map(_words, sentences) if not FUNCTION_WORDS.isdisjoint(words) for word in words]
     taken = len(wanted & set(_content(said)))
-    return OFF_TOPIC + (1 - OFF_TOPIC) * min(1.0, (1 - 0.5**taken) / (1 - 0.5 ** min(4, len(wanted))))
+    return OFF_TOPIC + (1 - OFF_TOPIC) * min(1.0, (1 - 0.3**taken) / (1 - 0.3 ** min(3, len(wanted))))
 
 
 def _copied(asked: Sequence[str], said: Sequence[str]) -> float:

@@ -93,8 +93,8 @@ def _post_process(logits: Tensor, cap: float | None, scale: float | None) -> Ten
 
 
 def label_logprobs(
-    model: nn.Module, hidden: Float[Tensor, "N D"], labels: Int[Tensor, "N"], temperature: float
-) -> tuple[Float[Tensor, "N"], Float[Tensor, "N"]]:
+    model: nn.Module, hidden: Float[Tensor, "N D"], labels: Int[Tensor, N], temperature: float
+) -> tuple[Float[Tensor, N], Float[Tensor, N]]:
     """log p(label) and the entropy of its distribution at `temperature`, fp32 (float64 models stay in float64)."""
     head = head_of(model)
     if not len(labels):
@@ -159,11 +159,13 @@ class HeadedModel:
         def measure(rows: Sequences) -> tuple[Tensor]:
             hidden, layout = forward_hidden(self.module.backbone, rows, self.plain)
             read = self.module.head(hidden[layout.before[rows.mask]]).squeeze(-1)
-            return (torch.zeros(rows.tokens.shape, dtype=read.dtype, device=read.device).masked_scatter(rows.mask, read),)
+            return (
+                torch.zeros(rows.tokens.shape, dtype=read.dtype, device=read.device).masked_scatter(rows.mask, read),
+            )
 
         return _in_pieces(measure, answers, self.tokens_per_pass)[0]
 
-    def scores(self, answers: Sequences) -> Float[Tensor, "B"]:
+    def scores(self, answers: Sequences) -> Float[Tensor, B]:
         """One score a row, at its last real token."""
 
         def measure(rows: Sequences) -> tuple[Tensor]:
@@ -173,9 +175,7 @@ class HeadedModel:
         return _in_pieces(measure, answers, self.tokens_per_pass)[0]
 
 
-def _in_pieces(
-    measure: Callable[[Sequences], tuple[Tensor, ...]], batch: Sequences, tokens: int
-) -> tuple[Tensor, ...]:
+def _in_pieces(measure: Callable[[Sequences], tuple[Tensor, ...]], batch: Sequences, tokens: int) -> tuple[Tensor, ...]:
     """With gradient, the batch as it is (the loop has cut it); without, in pieces of at most `tokens` packed tokens."""
     if torch.is_grad_enabled() or len(batch) == 0:
         return measure(batch)

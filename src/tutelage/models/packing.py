@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import AttentionInterface, PretrainedConfig, PreTrainedModel
 
-from tutelage.data.batch import Rows, Sequences
+from tutelage.data.batch import Rows, Sequences, row_keys
 
 ATTENTION = "tutelage_packed"
 
@@ -43,7 +43,7 @@ class Packed:
     positions: Int[Tensor, "1 N"]
     spans: tuple[Span, ...]
     before: Int[Tensor, "B T"]
-    last: Int[Tensor, "B"]
+    last: Int[Tensor, B]
 
 
 def group_mask(prompt: int, answers: Sequence[int], dtype: torch.dtype) -> Float[Tensor, "n n"] | None:
@@ -97,7 +97,9 @@ def _packed_attention(
     **kwargs: Any,
 ) -> tuple[Float[Tensor, "1 N H D"], None]:
     """Attention as transformers calls it; `layout` decides who sees whom (a line of spans, or the decoder's cache)."""
-    assert layout is not None, "packed attention needs a layout; call the model through models.logprobs or models.sampling"
+    assert layout is not None, (
+        "packed attention needs a layout; call the model through models.logprobs or models.sampling"
+    )
     assert not dropout, "dropout must be off: it makes the ratio of a policy to itself differ from 1"
     unhandled = [name for name in ("sliding_window", "softcap", "s_aux") if kwargs.get(name) is not None]
     assert not unhandled, f"packed attention does not handle {unhandled}; `supports` should have refused this model"
@@ -151,7 +153,11 @@ def unsupported(config: PretrainedConfig, model: PreTrainedModel) -> str | None:
     rope = getattr(config, "rope_parameters", None) or {}
     if rope.get("rope_type", "default") in ("dynamic", "longrope"):
         return f"{config.model_type} changes its position encoding with the length seen ({rope['rope_type']})"
-    return None if "rope_theta" in rope or hasattr(config, "rope_theta") else f"{config.model_type} has no rotary positions"
+    return (
+        None
+        if "rope_theta" in rope or hasattr(config, "rope_theta")
+        else f"{config.model_type} has no rotary positions"
+    )
 
 
 @contextmanager
@@ -192,24 +198,30 @@ def padded_hidden(backbone: PreTrainedModel, batch: Sequences) -> tuple[Float[Te
     return hidden.flatten(0, 1), layout
 
 
-def micro_batches(batch: Rows, tokens: int) -> list[Int[Tensor, "b"]]:
+def micro_batches(batch: Rows, tokens: int) -> list[Int[Tensor, b]]:
     """Split rows into pieces of at most `tokens` packed tokens (a single row may exceed it), answers to one prompt together.
 
     Rows keep their order inside a piece; a prompt that does not fit whole is split between pieces (and computed in each).
+    Answers that stand in several rows of a piece (comparisons of one ranking) count once, as they are computed once.
     """
     parts = batch.sequences()
-    lengths = torch.stack([part.lengths for part in parts]).sum(0).tolist()
-    first = parts[0]
-    prompt_length = [len(p) for p in first.prompts.tokens]
-    order = sorted(range(len(first)), key=lambda row: (int(first.prompt_of[row]), row))
+    keys = list(zip(*(row_keys(part) for part in parts), strict=True))
+    lengths = [part.lengths.tolist() for part in parts]
+    prompt_of = parts[0].prompt_of.tolist()
+    prompt_length = [len(p) for p in parts[0].prompts.tokens]
     pieces: list[list[int]] = []
-    used, current = 0, -1
-    for row in order:
-        prompt = int(first.prompt_of[row])
-        cost = lengths[row] + (prompt_length[prompt] if prompt != current or not pieces else 0)
-        if not pieces or used + cost > tokens:
+    used, seen = 0, set()
+    for row in sorted(range(len(prompt_of)), key=lambda row: (prompt_of[row], row)):
+        prompt = prompt_of[row]
+
+        def cost(seen: set[tuple[int, ...]], row: int = row, prompt: int = prompt) -> int:
+            fresh = {key: lengths[part][row] for part, key in enumerate(keys[row]) if key not in seen}
+            return sum(fresh.values()) + (0 if (prompt,) in seen else prompt_length[prompt])
+
+        if not pieces or used + cost(seen) > tokens:
             pieces.append([])
-            used, cost = 0, lengths[row] + prompt_length[prompt]
+            used, seen = 0, set()
+        used += cost(seen)
+        seen |= {*keys[row], (prompt,)}
         pieces[-1].append(row)
-        used, current = used + cost, prompt
     return [torch.tensor(piece) for piece in pieces]

@@ -50,7 +50,7 @@ class Sampler(Protocol):
         ...
 
 
-def inverse_cdf(probabilities: Float[Tensor, "R V"], uniforms: Float[Tensor, "R"]) -> Int[Tensor, "R"]:
+def inverse_cdf(probabilities: Float[Tensor, "R V"], uniforms: Float[Tensor, R]) -> Int[Tensor, R]:
     """One draw a row by inverting the CDF at `uniforms` in [0, 1), exactly enough that no token becomes unreachable.
 
     An fp32 CDF over 49k tokens loses thousands of them to rounding; sums here are float64, first over blocks of 256 tokens,
@@ -69,7 +69,7 @@ def inverse_cdf(probabilities: Float[Tensor, "R V"], uniforms: Float[Tensor, "R"
     return block * BLOCK + torch.minimum(at, _last_positive(inside))
 
 
-def _last_positive(x: Float[Tensor, "R N"]) -> Int[Tensor, "R"]:
+def _last_positive(x: Float[Tensor, "R N"]) -> Int[Tensor, R]:
     """Index of the last cell above zero."""
     return x.shape[-1] - 1 - (x > 0).flip(-1).to(torch.uint8).argmax(-1)
 
@@ -92,7 +92,7 @@ class _Row:
 
     prompt: int
     answer: int
-    uniforms: Float[np.ndarray, "T"]
+    uniforms: Float[np.ndarray, T]
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
 
@@ -236,7 +236,9 @@ def _draw(rows: list[_Row], logits: Float[Tensor, "R V"], decoding: Decoding) ->
         if decoding.truncates:
             probabilities = truncate(probabilities, decoding)
             logp = (probabilities / probabilities.sum(-1, keepdim=True)).log()
-        uniforms = torch.tensor([row.uniforms[len(row.tokens)] for row in rows], dtype=torch.float64, device=logits.device)
+        uniforms = torch.tensor(
+            [row.uniforms[len(row.tokens)] for row in rows], dtype=torch.float64, device=logits.device
+        )
         tokens = inverse_cdf(probabilities, uniforms)
     chosen = logp.gather(-1, tokens[:, None])[:, 0]
     for row, token, value in zip(rows, tokens.tolist(), chosen.tolist(), strict=True):

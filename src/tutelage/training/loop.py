@@ -9,10 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
-
-from tutelage.algorithms.base import Algorithm, Models, State
 from tutelage.console import track
-from tutelage.data.batch import Rows
 from tutelage.training.checkpoint import (
     Saved,
     load_optimizer,
@@ -21,8 +18,11 @@ from tutelage.training.checkpoint import (
     trainable_tensors,
 )
 from tutelage.training.interrupt import Interrupt, Interrupted
-from tutelage.training.optim import Optimization, adamw, learning_rate, named_trainable, set_learning_rate
 from tutelage.training.run import Run
+
+from tutelage.algorithms.base import Algorithm, Models, State
+from tutelage.data.batch import Rows
+from tutelage.training.optim import Optimization, adamw, learning_rate, named_trainable, set_learning_rate
 from tutelage.training.update import Averages, accumulate, clip_gradients, minibatches
 
 Draw = Callable[[int], tuple[Rows, Mapping[str, float]]]
@@ -127,7 +127,12 @@ def _update(task: Task, progress: Progress, batch: Rows) -> dict[str, float]:
             for name, total in measured.sums.items():
                 averages.sums[name] = averages.sums.get(name, 0.0) + total
     progress.optimizer.zero_grad(set_to_none=True)
-    return {**averages.means(), "loss": loss, "optim/gradient_norm": sum(norms) / len(norms), "optim/learning_rate": rate}
+    return {
+        **averages.means(),
+        "loss": loss,
+        "optim/gradient_norm": sum(norms) / len(norms),
+        "optim/learning_rate": rate,
+    }
 
 
 def _start(task: Task, run: Run) -> Progress:

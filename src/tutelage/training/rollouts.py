@@ -37,7 +37,9 @@ class RolloutSource:
                 "policy's and the gradient is wrong; use them for evaluation and chat, and the temperature for training"
             )
         if self.decoding.temperature == 0:
-            raise ValueError("temperature 0 always gives the same answer: nothing to compare; use e.g. 1.0 for training")
+            raise ValueError(
+                "temperature 0 always gives the same answer: nothing to compare; use e.g. 1.0 for training"
+            )
 
     def __call__(self, step: int) -> tuple[Rollouts, Mapping[str, float]]:
         """The rollouts of a step: a function of (seed, step) and the current weights."""

@@ -72,5 +72,7 @@ def clip_gradients(parameters: Sequence[nn.Parameter], limit: float) -> float:
     """
     norm = float(torch.nn.utils.clip_grad_norm_(parameters, limit))
     if norm != norm or norm == float("inf"):
-        raise ValueError(f"the gradient's norm is {norm}; lower the learning rate, or look for extreme rewards in samples.jsonl")
+        raise ValueError(
+            f"the gradient's norm is {norm}; lower the learning rate, or look for extreme rewards in samples.jsonl"
+        )
     return norm
