@@ -1,0 +1,143 @@
+"""`tutelage evaluate`: a policy against another on held-out prompts, by one or several judges, with intervals."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from tutelage.config import config, dump
+from tutelage.console import say
+from tutelage.data.collate import prompts_and_answers
+from tutelage.evaluation.winrate import Judge, compare, divergence, interval, lengths, scores
+from tutelage.models.load import load_policy, load_tokenizer
+from tutelage.models.logprobs import CausalModel
+from tutelage.models.sampling import Decoding
+from tutelage.records import AnswerGroup, Prompt, to_json, write_jsonl
+from tutelage.stages.common import Actor, Common, Count, load_actor, out_folder, precision
+from tutelage.stages.monitor import judge, label
+from tutelage.stages.sample import answer, load_prompts, read_groups, write_groups
+from tutelage.statistics import cluster_mean, paired_difference
+
+
+@config
+class Evaluate(Common):
+    """Answer held-out prompts and let judges score the answers, alone or against another policy's."""
+
+    against: str | None = None
+    """The other policy: a model, a run folder, or the answers.jsonl that it gave to the same prompts."""
+    reference: str | None = None
+    """Where to measure the KL to, if not `--against` itself (needed with an answers.jsonl)."""
+    judge: tuple[str, ...] = ("gold",)
+    """`gold` (the quickstart's hidden rule), a rule's name, an import path, or a reward model's folder."""
+    answers: Count = 1
+    """Answers to each prompt."""
+    temperature: Annotated[float, Field(ge=0)] = 1.0
+    """Randomness of the draw; 0 is greedy."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Nucleus: only the likeliest tokens that make up this probability."""
+    max_new_tokens: Count = 256
+    """Longest answer, in tokens."""
+    limit: Count | None = None
+    """Only the first prompts."""
+
+
+def main(cfg: Evaluate) -> Path:
+    """Run the command; returns the folder, which holds evaluation.json, answers.jsonl and samples.jsonl."""
+    prompts, other = _prompts(cfg)
+    judges = {label(name): judge(name) for name in cfg.judge}
+    folder = out_folder(cfg, "evaluate")
+    if (folder / "evaluation.json").exists() and not cfg.resume:
+        raise ValueError(f"{folder} holds an evaluation; give another --out")
+    actor = load_actor(cfg, None, trained=False, temperature=cfg.temperature or 1.0)
+    decoding = Decoding(cfg.max_new_tokens, cfg.temperature, cfg.top_p)
+    if other is None and cfg.against is not None:
+        rival = load_actor(_with_model(cfg), None, trained=False)
+        other = answer(rival.decoder, rival, prompts, cfg.answers, decoding, f"{cfg.seed}/against", "the other answers")
+    ours = answer(actor.decoder, actor, prompts, cfg.answers, decoding, f"{cfg.seed}/evaluate", "answering")
+    found = {"prompts": len(prompts), "answers": cfg.answers, "policy": lengths(ours)}
+    found["judges"] = {name: report(one, ours, other, cfg.seed) for name, one in judges.items()}
+    if other is not None:
+        found["against"] = lengths(other)
+    base = cfg.reference or (cfg.against if cfg.against and not cfg.against.endswith(".jsonl") else None)
+    if base is not None and cfg.temperature > 0 and cfg.top_p == 1:
+        found["kl"] = interval(divergence(ours, base_logprobs(cfg, base, ours, actor)))
+    folder.mkdir(parents=True, exist_ok=True)
+    write_groups(folder / "answers.jsonl", ours)
+    write_jsonl(folder / "samples.jsonl", _samples(ours, other, judges))
+    (folder / "evaluation.json").write_text(json.dumps(found, indent=1))
+    dump(cfg, folder / "config.yaml", command="evaluate")
+    for name, one in found["judges"].items():
+        say(_line(name, one))
+    return folder
+
+
+def report(one: Judge, ours: list[AnswerGroup], other: list[AnswerGroup] | None, seed: int) -> dict[str, Any]:
+    """What a judge says: mean score; against another policy win rate, ties, equal-length win rate, paired difference."""
+    if other is None:
+        return {"score": interval(_mean(scores(ours, one)))}
+    found = compare(ours, other, one, np.random.default_rng(seed))
+    mine, theirs = ([float(np.mean(row)) for row in scores(groups, one)] for groups in (ours, other))
+    return {
+        "win_rate": interval(found.win_rate),
+        "ties": found.ties,
+        "matched_length": interval(found.matched_length),
+        "score": interval(found.score),
+        "against_score": interval(found.reference_score),
+        "difference": interval(paired_difference(mine, theirs)),
+    }
+
+
+def base_logprobs(cfg: Evaluate, base: str, groups: list[AnswerGroup], actor: Actor) -> list[list[float]]:
+    """Log-probs of the answers under the model that the KL is measured to. Raises ValueError for another vocabulary."""
+    if load_tokenizer(base, ("policy",)).get_vocab() != actor.tokenizer.get_vocab():
+        raise ValueError(f"the KL to {base} is not defined: it splits text into other tokens than {cfg.model}")
+    module = load_policy(base, dtype=precision(cfg.dtype, cfg.device), device=cfg.device)
+    with torch.no_grad():
+        return CausalModel(module, cfg.temperature).logprobs(prompts_and_answers(groups, actor.chat)).tolist()
+
+
+def _with_model(cfg: Evaluate) -> Evaluate:
+    from dataclasses import replace
+
+    assert cfg.against is not None
+    return replace(cfg, model=cfg.against)
+
+
+def _prompts(cfg: Evaluate) -> tuple[list[Prompt], list[AnswerGroup] | None]:
+    """The prompts, and the other side's answers where they come as a file."""
+    if cfg.against is None or not cfg.against.endswith(".jsonl"):
+        return load_prompts(cfg.data, cfg.bad_rows)[: cfg.limit], None
+    groups = read_groups(cfg.against)[: cfg.limit]
+    if not groups:
+        raise ValueError(f"{cfg.against}: no answers in it")
+    return [group.prompt for group in groups], [AnswerGroup(g.prompt, g.answers[: cfg.answers]) for g in groups]
+
+
+def _mean(rows: list[list[float]]) -> Any:
+    return cluster_mean([x for row in rows for x in row], [p for p, row in enumerate(rows) for _ in row])
+
+
+def _samples(
+    ours: list[AnswerGroup], other: list[AnswerGroup] | None, judges: dict[str, Judge], count: int = 20
+) -> list[dict[str, Any]]:
+    """The first prompts with both sides' first answers and their scores."""
+    sides = {"policy": ours[:count]} | ({} if other is None else {"against": other[:count]})
+    rows: list[dict[str, Any]] = [{"prompt": to_json(group.prompt)["messages"]} for group in ours[:count]]
+    for side, groups in sides.items():
+        for name, one in judges.items():
+            for row, values in zip(rows, scores(groups, one), strict=True):
+                row[f"{name}_{side}"] = values[0]
+        for row, group in zip(rows, groups, strict=True):
+            row[side] = group.answers[0].text
+    return rows
+
+
+def _line(name: str, one: dict[str, Any]) -> str:
+    shown = one.get("win_rate") or one["score"]
+    what = "win rate" if "win_rate" in one else "mean score"
+    return f"{name}: {what} {shown['estimate']:.3f} [{shown['low']:.3f}, {shown['high']:.3f}] (n={shown['n']})"

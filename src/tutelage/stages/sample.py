@@ -1,0 +1,87 @@
+"""`tutelage sample`: a policy answers prompts; the answers are what people or labellers then judge."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from tutelage.config import config
+from tutelage.console import say, track
+from tutelage.data.readers import load_records
+from tutelage.models.sampling import Decoder, Decoding
+from tutelage.records import Answer, AnswerGroup, Prompt, group_from_json, read_jsonl, to_json, write_jsonl
+from tutelage.stages.common import Actor, Common, Count, load_actor, out_folder
+
+
+@config
+class Sample(Common):
+    """Answer each prompt several times and write answers.jsonl."""
+
+    answers: Count = 4
+    """Answers to each prompt."""
+    temperature: Annotated[float, Field(ge=0)] = 1.0
+    """Randomness of the draw: 1 is the model's own distribution, 0 its likeliest token."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Nucleus: only the likeliest tokens that make up this probability."""
+    max_new_tokens: Count = 256
+    """Longest answer, in tokens."""
+    limit: Count | None = None
+    """Only the first prompts."""
+
+    @property
+    def decoding(self) -> Decoding:
+        """How answers are drawn."""
+        return Decoding(self.max_new_tokens, self.temperature, self.top_p)
+
+
+def main(cfg: Sample) -> Path:
+    """Run the command; returns the path of answers.jsonl."""
+    prompts = load_prompts(cfg.data, cfg.bad_rows)[: cfg.limit]
+    folder = out_folder(cfg, "sample")
+    target = folder / "answers.jsonl"
+    if target.exists() and not cfg.resume:
+        raise ValueError(f"{target} exists; give another --out")
+    actor = load_actor(cfg, None, trained=False)
+    groups = answer(actor.decoder, actor, prompts, cfg.answers, cfg.decoding, f"{cfg.seed}/sample", "answering")
+    write_groups(target, groups)
+    say(f"{len(groups)} prompts x {cfg.answers} answers in {target}")
+    return target
+
+
+def answer(
+    decoder: Decoder, actor: Actor, prompts: list[Prompt], count: int, decoding: Decoding, seed: str, label: str
+) -> list[AnswerGroup]:
+    """Answers to all prompts with a progress bar; the author is left to the caller."""
+    tokens = [actor.chat.prompt_tokens(prompt) for prompt in prompts]
+    spoken, clock = 0, time.perf_counter()
+    with track(len(prompts) * count, label, "answer") as bar:
+
+        def ended(one: Answer) -> None:
+            nonlocal spoken
+            spoken += len(one.tokens)
+            bar.advance(1, **{"tokens/s": spoken / (time.perf_counter() - clock)})
+
+        groups = decoder.sample(tokens, count, decoding, seed, ended)
+    return [AnswerGroup(prompt, tuple(group)) for prompt, group in zip(prompts, groups, strict=True)]
+
+
+def load_prompts(sources: tuple[str, ...], bad_rows: Any = "error") -> list[Prompt]:
+    """Prompts of any shape; ValueError where none is named."""
+    if not sources:
+        raise ValueError('no prompts: give --data FILE (one {"prompt": ...} a line is enough; see docs/data.md)')
+    return [record for source in sources for record in load_records(source, "prompt", bad_rows).records]
+
+
+def write_groups(path: Path, groups: list[AnswerGroup]) -> None:
+    """answers.jsonl, whole or not at all."""
+    part = path.with_suffix(".part")
+    write_jsonl(part, (to_json(group) for group in groups))
+    part.replace(path)
+
+
+def read_groups(path: Path | str) -> list[AnswerGroup]:
+    """The inverse of `write_groups`."""
+    return [group_from_json(row) for row in read_jsonl(path)]
