@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import torch
 from pydantic import Field
 from torch import nn
 
@@ -147,16 +145,3 @@ def open_run(cfg: Common, command: str) -> Run:
 def resume_line(command: str, run: Run, recipe: str | None = None) -> str:
     """What to type to go on with a run: its own config.yaml is the recipe."""
     return f"tutelage {command} {recipe or run.folder / 'config.yaml'} --out {run.folder} --resume"
-
-
-def device_of(module: nn.Module) -> torch.device:
-    """Where a module's weights are."""
-    return next(module.parameters()).device
-
-
-def every(items: Sequence[Any], count: int | None) -> Sequence[Any]:
-    """The first `count` items, or all."""
-    return items if count is None else items[:count]
-
-
-Encode = Callable[[Any], list[int]]

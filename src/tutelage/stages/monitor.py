@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -35,7 +35,7 @@ class Monitor:
     """Longest answer, in tokens."""
 
 
-def judge(name: str, actor: Actor | None = None) -> Judge:
+def judge(name: str) -> Judge:
     """A judge by name: `gold`, a rule of rewards/, an import path or a reward model's folder."""
     return gold if name == "gold" else resolve_judge(name)
 
@@ -57,7 +57,7 @@ def monitor_hooks(
     if settings.against is None:
         return ()
     reference = [AnswerGroup(g.prompt, g.answers[:1]) for g in read_groups(settings.against)[: settings.prompts]]
-    known = judges or {label(name): judge(name, actor) for name in settings.judges}
+    known = judges or {label(name): judge(name) for name in settings.judges}
 
     def look(step: int) -> Mapping[str, float]:
         return look_at(actor, reference, known, settings, f"{seed}/monitor {step}")
@@ -108,6 +108,3 @@ def curve(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         if any(k.startswith("eval/") for k in row)
     ]
     return [start, *points]
-
-
-Look = Callable[[int], Mapping[str, float]]

@@ -16,13 +16,14 @@ from tutelage.config import config
 from tutelage.console import say
 from tutelage.data.collate import check_prompts
 from tutelage.data.stream import Stream
+from tutelage.evaluation.winrate import Judge
 from tutelage.models.heads import ScalarModel, new_scalar_model
 from tutelage.models.load import load_backbone, save_policy
 from tutelage.models.logprobs import HeadedModel
 from tutelage.models.sampling import Decoding
 from tutelage.rewards.combine import Combined, combine
 from tutelage.stages.common import Actor, Count, Training, load_actor, open_run, precision, resume_line
-from tutelage.stages.monitor import Monitor, monitor_hooks
+from tutelage.stages.monitor import Monitor, judge, label, monitor_hooks
 from tutelage.stages.sample import load_prompts
 from tutelage.training.loop import Task, train
 from tutelage.training.rollouts import RolloutSource
@@ -64,12 +65,18 @@ def main(cfg: RL) -> Path:
     value = _value_model(cfg) if "value" in cfg.algorithm.needs else None
     task = _task(cfg, actor, value, _source(cfg, actor, rewards, prompts, run))
     say(f"{len(prompts)} prompts, {cfg.batch_size} x {cfg.algorithm.group_size} answers a step, {task.steps} steps")
-    judges = {name: term for name, term in rewards.judges().items()}
-    hooks = monitor_hooks(cfg.monitor, actor, cfg.seed, None if cfg.monitor.judges else judges)
+    hooks = monitor_hooks(cfg.monitor, actor, cfg.seed, _judges(cfg, rewards))
     train(task, run, hooks, resume_line("rl", run))
     save_policy(actor.module, actor.tokenizer, run.folder / "policy")
     run.finish({"policy": "policy"})
     return run.folder
+
+
+def _judges(cfg: RL, rewards: Combined) -> dict[str, Judge]:
+    """The monitor's judges; one that is the reward itself is not loaded a second time."""
+    if cfg.monitor.against is None:
+        return {}
+    return {label(name): rewards if cfg.reward == (name,) else judge(name) for name in cfg.monitor.judges}
 
 
 def _source(cfg: RL, actor: Actor, rewards: Combined, prompts: list, run: Run) -> RolloutSource:
