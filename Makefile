@@ -32,7 +32,9 @@ demo: install
 test: $(VENV)/.tests
 	$(PYTEST) --durations 10 $(ARGS)
 
-check: check-static check-fast
+# The gate: the static checks beside the tests, for a minute is short.
+check: $(VENV)/.tests
+	@$(MAKE) --no-print-directory --jobs 2 $(if $(filter output-sync,$(.FEATURES)),--output-sync) check-fast check-static
 
 check-static: $(VENV)/.tests
 	$(BIN)/ruff format --check --quiet . || { echo "fix with: $(BIN)/ruff format ."; exit 1; }
