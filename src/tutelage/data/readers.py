@@ -11,6 +11,7 @@ from typing import Literal, get_args
 
 from tutelage.data.files import Found, find, read_file, read_hub
 from tutelage.data.shapes import SHAPES, Kind, Loadable, Shape, recognise
+from tutelage.data.tasks import PREFIX, load_task
 
 BadRows = Literal["error", "skip"]
 SHOWN = 10
@@ -59,7 +60,7 @@ def load_sources(sources: Sequence[str], kind: Kind | None = None, bad_rows: Bad
 
 def split_weight(source: str) -> tuple[str, float | None]:
     """`path=0.3` -> (path, 0.3). What exists under the whole name is a path without a weight."""
-    match = re.fullmatch(r"(.+)=([^=/]+)", source)
+    match = re.fullmatch(r"(.+)=([^=/()]+)", source)
     if match is None or Path(source).exists():
         return source, None
     try:
@@ -82,6 +83,9 @@ def load_records(
     for name, value, allowed in (("kind", kind, (None, *get_args(Kind))), ("bad_rows", bad_rows, get_args(BadRows))):
         if value not in allowed:
             raise ValueError(f"{name}: {value!r}; allowed: {', '.join(map(str, allowed))}")
+    if str(source).startswith(PREFIX):
+        made = load_task(str(source), kind)
+        return Loaded(made, str(source), "task", kind or "prompt", len(made), weight=weight)
     files = find(source)
     tables = [(str(file), read_file(file)) for file in files] or [(str(source), read_hub(str(source)))]
     parts = [_read(name, found, kind) for name, found in tables]
