@@ -24,7 +24,7 @@ class KeyValues:
     @classmethod
     def allocate(cls, config: PretrainedConfig, rows: int, tokens: int, like: Tensor) -> KeyValues:
         """Room for `rows` rows of `tokens` tokens in the dtype and on the device of `like`."""
-        heads = config.num_key_value_heads or config.num_attention_heads
+        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         shape = (rows, heads, tokens, width)
         # zeros, not empty: a hidden cell has weight 0, and 0 times whatever NaN lay in memory is NaN

@@ -66,7 +66,7 @@ def _plain_head(
     """The same through any head (biased, adapted, soft-capped): chunks recomputed in backward by checkpointing."""
 
     def chunk(h: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        logp = (head(h).float() / temperature).log_softmax(-1)
+        logp = (exact(head(h)) / temperature).log_softmax(-1)
         return logp.gather(-1, y[:, None])[:, 0], -(logp.exp() * logp).sum(-1)
 
     parts = [
@@ -76,12 +76,19 @@ def _plain_head(
     return torch.cat([logp for logp, _ in parts]), torch.cat([entropy for _, entropy in parts])
 
 
+def exact(x: Tensor) -> Tensor:
+    """In fp32; float64 stays."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
 def head_of(model: nn.Module) -> Callable[[Tensor], Tensor]:
     """Hidden states -> logits as the model itself makes them (final soft-cap and logit scale included)."""
     inner: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
     head = inner.get_output_embeddings()
     cap = getattr(inner.config, "final_logit_softcapping", None)
     scale = getattr(inner.config, "logit_scale", None)
+    if inner.config.model_type.startswith("granite"):
+        scale = 1 / inner.config.logits_scaling
     if cap is None and scale is None:
         return head
     return lambda hidden: _post_process(head(hidden), cap, scale)
@@ -98,10 +105,10 @@ def label_logprobs(
     """log p(label) and the entropy of its distribution at `temperature`, fp32 (float64 models stay in float64)."""
     head = head_of(model)
     if not len(labels):
-        return hidden.new_zeros(0), hidden.new_zeros(0)
+        nothing = hidden[:0].sum(-1)  # of the graph still: a loss over masked rows alone has a gradient, which is 0
+        return nothing, nothing
     if type(head) is nn.Linear and head.bias is None:
-        exact = torch.float64 if hidden.dtype == torch.float64 else torch.float32
-        return _LabelHead.apply(hidden.to(exact), head.weight.to(exact), labels, temperature)  # type: ignore[return-value]
+        return _LabelHead.apply(exact(hidden), exact(head.weight), labels, temperature)  # type: ignore[return-value]
     return _plain_head(head, hidden, labels, temperature)
 
 

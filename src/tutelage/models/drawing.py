@@ -1,0 +1,71 @@
+"""One token from a distribution: settings, truncation, and an inverse CDF under which no token is unreachable."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+BLOCK = 256
+"""Tokens a block of the two-stage inverse CDF."""
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How answers are drawn. Top-p and min-p truncate the distribution: for evaluation and chat, refused in training."""
+
+    max_tokens: int = 256
+    temperature: float = 1.0
+    top_p: float = 1.0
+    min_p: float = 0.0
+
+    @property
+    def truncates(self) -> bool:
+        """Whether sampled log-probs are of a renormalised distribution (then no policy gradient may use them)."""
+        return self.top_p < 1 or self.min_p > 0
+
+
+def inverse_cdf(probabilities: Float[Tensor, "R V"], uniforms: Float[Tensor, R]) -> Int[Tensor, R]:
+    """One draw a row by inverting the CDF at `uniforms` in [0, 1), exactly enough that no token becomes unreachable.
+
+    An fp32 CDF over 49k tokens loses thousands of them to rounding; sums here are float64, first over blocks of 256 tokens,
+    then inside the chosen block, and the result is clamped to a token with probability above zero.
+    """
+    rows, vocabulary = probabilities.shape
+    padded = nn.functional.pad(probabilities, (0, -vocabulary % BLOCK)).view(rows, -1, BLOCK)
+    sums = padded.sum(-1, dtype=torch.float64).cumsum(-1)
+    target = uniforms.to(torch.float64) * sums[:, -1]
+    block = torch.searchsorted(sums, target[:, None], right=True)[:, 0]
+    block = torch.minimum(block, _last_positive(padded.sum(-1)))
+    inside = padded.gather(1, block[:, None, None].expand(-1, 1, BLOCK))[:, 0]
+    before = torch.where(block > 0, sums.gather(1, (block - 1).clamp(min=0)[:, None])[:, 0], 0.0)
+    cdf = inside.to(torch.float64).cumsum(-1)
+    at = torch.searchsorted(cdf, (target - before).clamp(min=0)[:, None], right=True)[:, 0]
+    return block * BLOCK + torch.minimum(at, _last_positive(inside))
+
+
+def _last_positive(x: Float[Tensor, "R N"]) -> Int[Tensor, R]:
+    """Index of the last cell above zero."""
+    return x.shape[-1] - 1 - (x > 0).flip(-1).to(torch.uint8).argmax(-1)
+
+
+def truncate(probabilities: Float[Tensor, "R V"], decoding: Decoding) -> Float[Tensor, "R V"]:
+    """Nucleus (top-p) and min-p: what falls outside gets probability 0 (the draw renormalises)."""
+    if decoding.min_p > 0:
+        floor = decoding.min_p * probabilities.amax(-1, keepdim=True)
+        probabilities = torch.where(probabilities >= floor, probabilities, 0.0)
+    if decoding.top_p < 1:
+        ranked, order = probabilities.sort(-1, descending=True)
+        outside = ranked.cumsum(-1) - ranked >= decoding.top_p * ranked.sum(-1, keepdim=True)
+        probabilities = torch.zeros_like(probabilities).scatter(-1, order, ranked.masked_fill(outside, 0.0))
+    return probabilities
+
+
+def uniforms_of(seed: str, prompt: int, answer: int, count: int) -> np.ndarray:
+    """The random stream of one answer; it does not depend on the batch it runs in."""
+    digest = hashlib.sha256(f"{seed}/{prompt}/{answer}".encode()).digest()
+    return np.random.Generator(np.random.PCG64(int.from_bytes(digest[:16], "big"))).random(count)

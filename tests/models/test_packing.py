@@ -1,0 +1,244 @@
+"""One line of real tokens: nothing computed twice, nobody sees a stranger, and models that cannot do it fall back."""
+
+from __future__ import annotations
+
+from itertools import chain, pairwise
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.testing import assert_close
+from transformers import (
+    AutoModelForCausalLM,
+    CohereConfig,
+    Gemma2Config,
+    GemmaConfig,
+    GPT2Config,
+    GraniteConfig,
+    LlamaConfig,
+    MistralConfig,
+    PretrainedConfig,
+    Qwen2Config,
+    Qwen3Config,
+)
+
+from tutelage.data.batch import Pairs, Sequences, sequences
+from tutelage.models.logprobs import CausalModel, forward_hidden
+from tutelage.models.packing import ATTENTION, backbone_of, group_mask, micro_batches, pack, unsupported
+from tutelage.models.tiny import tiny
+
+BATCH = sequences(
+    [(5, 6, 7, 8, 9, 3), (11,), (12, 13, 14)],
+    [0, 2, 1, 0, 1, 0],
+    [[20, 21, 22, 23], [30], [40, 41, 42], [], [50, 51], [60, 61, 62, 63, 64]],
+    [[True] * 4, [True], [True, False, True], [], [True, True], [False, True, True, False, True]],
+)
+
+
+def test_group_mask_by_hand():
+    """A prompt of two tokens, answers of two and one: rows are who looks, columns what is seen."""
+    seen = (group_mask(2, [2, 1], torch.float32) == 0).int().tolist()
+    assert seen == [
+        [1, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0],
+        [1, 1, 1, 0, 0],
+        [1, 1, 1, 1, 0],
+        [1, 1, 0, 0, 1],
+    ]
+    assert group_mask(2, [3], torch.float32) is None, "one answer: causal attention is right"
+    assert group_mask(2, [2, 1], torch.float64).dtype == torch.float64
+
+
+def test_pack_by_hand():
+    """Prompts (5 6) and (8); rows 0 and 2 answer the first: one line, positions restart, `before` points one back."""
+    batch = sequences([(5, 6), (8,)], [0, 1, 0], [[20, 21], [30], [40]])
+    packed = pack(batch)
+    assert packed.input_ids.tolist() == [[5, 6, 20, 21, 40, 8, 30]]
+    assert packed.positions.tolist() == [[0, 1, 2, 3, 2, 0, 1]]
+    assert [(s.start, s.stop, s.mask is None) for s in packed.spans] == [(0, 5, False), (5, 7, True)]
+    assert packed.before.tolist() == [[1, 2], [5, 0], [1, 0]]
+    assert packed.last.tolist() == [3, 6, 4]
+
+
+def test_an_empty_answer_is_read_at_the_end_of_its_prompt():
+    packed = pack(sequences([(5, 6)], [0, 0], [[], [20]]))
+    assert packed.last.tolist() == [1, 2]
+    assert packed.input_ids.tolist() == [[5, 6, 20]]
+
+
+def test_linear_layers_see_each_token_once():
+    """Counted inside the model: real tokens and used prompts, nothing else; the plain path pays for padding and copies."""
+    model, _ = tiny(hidden=16, heads=2, kv_heads=1)
+    seen: list[int] = []
+    linear = [m for m in backbone_of(model).modules() if isinstance(m, nn.Linear)]
+    handles = [m.register_forward_hook(lambda _, args, out: seen.append(out[..., 0].numel())) for m in linear]
+    forward_hidden(model, BATCH)
+    assert set(seen) == {BATCH.total_tokens} == {6 + 1 + 3 + 4 + 1 + 3 + 0 + 2 + 5}
+    seen.clear()
+    forward_hidden(model, BATCH[[1, 3]])
+    assert set(seen) == {3 + 1 + 6}, "prompt 1 is not used by these rows"
+    seen.clear()
+    forward_hidden(model, BATCH, plain=True)
+    assert set(seen) == {6 * (6 + 5)}
+    for handle in handles:
+        handle.remove()
+
+
+def test_its_attention_is_put_back():
+    """Plain calls keep their own padding masks, also after an error inside."""
+    model, _ = tiny(hidden=16, heads=2, kv_heads=1)
+    before = model.config._attn_implementation
+    forward_hidden(model, BATCH)
+    assert model.config._attn_implementation == before != ATTENTION
+    with pytest.raises(IndexError):
+        forward_hidden(model, sequences([(100_000,)], [0], [[1]]))
+    assert model.config._attn_implementation == before
+
+
+def test_plain_calls_are_refused_by_the_packed_attention():
+    """It has no layout then, and would drop the padding mask silently."""
+    model, _ = tiny(hidden=16, heads=2, kv_heads=1)
+    model.config._attn_implementation = ATTENTION
+    with pytest.raises(AssertionError, match="layout"):
+        model(torch.tensor([[1, 2, 3]]))
+
+
+@st.composite
+def batches(draw: st.DrawFn) -> Sequences:
+    prompts = draw(st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=6), min_size=1, max_size=4))
+    rows = draw(st.lists(st.lists(st.integers(1, 3), max_size=5), min_size=1, max_size=12))
+    owners = draw(st.lists(st.integers(0, len(prompts) - 1), min_size=len(rows), max_size=len(rows)))
+    return sequences(prompts, owners, rows)
+
+
+def cost(batch: Sequences) -> int:
+    """Packed tokens when equal rows are computed once."""
+    owners = batch.prompt_of.tolist()
+    rows = {(p, *row[:n]) for p, row, n in zip(owners, batch.tokens.tolist(), batch.lengths.tolist())}
+    return sum(len(row) - 1 for row in rows) + sum(len(batch.prompts.tokens[p]) for p in set(owners))
+
+
+@settings(max_examples=60, deadline=None)
+@given(batches(), st.integers(1, 40))
+def test_micro_batches_are_a_partition_within_the_budget(batch, tokens):
+    pieces = micro_batches(batch, tokens)
+    assert sorted(chain.from_iterable(piece.tolist() for piece in pieces)) == list(range(len(batch)))
+    owners = batch.prompt_of.tolist()
+    for piece in pieces:
+        assert len(piece) == 1 or cost(batch[piece]) <= tokens
+        rows = piece.tolist()
+        assert rows == sorted(rows, key=lambda row: (owners[row], row)), (
+            "answers to one prompt stand together, in order"
+        )
+    for one, following in pairwise(pieces):
+        assert cost(batch[[*one.tolist(), int(following[0])]]) > tokens, "a piece is closed only when it is full"
+
+
+def test_micro_batches_count_an_answer_of_several_comparisons_once():
+    """A ranking of three gives three comparisons; its answers of 4, 3 and 2 tokens and the prompt of 6 make 15 tokens."""
+    rows = [[1, 1, 1, 1], [2, 2, 2], [3, 3]]
+    prompt = [(5, 6, 7, 8, 9, 3)]
+    chosen = sequences(prompt, [0, 0, 0], [rows[0], rows[0], rows[1]])
+    rejected = sequences(prompt, [0, 0, 0], [rows[1], rows[2], rows[2]])
+    pairs = Pairs(chosen, rejected, torch.ones(3), torch.ones(3), torch.zeros(3))
+    assert [piece.tolist() for piece in micro_batches(pairs, 15)] == [[0, 1, 2]]
+    assert [piece.tolist() for piece in micro_batches(pairs, 14)] == [[0], [1], [2]], "13, then 12 + 3, then 11"
+
+
+SMALL = {
+    "vocab_size": 99, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 64, "initializer_range": 0.2, "bos_token_id": 1,
+    "eos_token_id": 2, "pad_token_id": 0,
+}  # fmt: skip
+
+
+def random_model(config: PretrainedConfig) -> nn.Module:
+    """With its own attention, alive."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return AutoModelForCausalLM.from_config(config).eval()
+
+
+@pytest.fixture
+def nothing_rounds(monkeypatch):
+    """transformers' norms go through float32 inside; here float64 tensors stay what they are."""
+    to, to_float = torch.Tensor.to, torch.Tensor.float
+
+    def stay(x: torch.Tensor, *args, **kwargs) -> torch.Tensor:
+        return x if x.dtype == torch.float64 and args[:1] == (torch.float32,) else to(x, *args, **kwargs)
+
+    monkeypatch.setattr(torch.Tensor, "to", stay)
+    monkeypatch.setattr(torch.Tensor, "float", lambda x: x if x.dtype == torch.float64 else to_float(x))
+
+
+def row_by_row(model: nn.Module, batch: Sequences, temperature: float) -> torch.Tensor:
+    """log p of each trained token from one plain call of the model a row: no packing, no padding, no code of ours."""
+    out = torch.zeros(batch.tokens.shape, dtype=next(model.parameters()).dtype)
+    for b, (p, n) in enumerate(zip(batch.prompt_of.tolist(), batch.lengths.tolist())):
+        prompt = list(batch.prompts.tokens[p])
+        row = torch.tensor([prompt + batch.tokens[b, :n].tolist()])
+        logp = (model(row).logits[0] / temperature).log_softmax(-1)
+        for t in range(n):
+            if batch.mask[b, t]:
+                out[b, t] = logp[len(prompt) + t - 1, row[0, len(prompt) + t]]
+    return out
+
+
+PACKED = {
+    "qwen2": Qwen2Config(**SMALL),
+    "qwen3": Qwen3Config(**SMALL, head_dim=8),
+    "gemma": GemmaConfig(**SMALL, head_dim=8),
+    "mistral without a window": MistralConfig(**SMALL, sliding_window=None),
+    "granite": GraniteConfig(**SMALL, logits_scaling=3.0, embedding_multiplier=2.0, attention_multiplier=0.3),
+    "cohere": CohereConfig(**SMALL, logit_scale=0.3),
+}
+ROPE = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
+FALL_BACK = {
+    "gemma2": (Gemma2Config(**SMALL, head_dim=8, sliding_window=3), "layers of other kinds than full attention"),
+    "mistral": (MistralConfig(**SMALL, sliding_window=3), "sliding window of 3"),
+    "gpt2": (GPT2Config(vocab_size=99, n_embd=32, n_layer=2, n_head=4, n_positions=64, initializer_range=0.2), "no rotary"),
+    "dynamic rope": (LlamaConfig(**SMALL, rope_parameters=ROPE), "position encoding with the length"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PACKED)
+def test_other_families_run_packed(name, nothing_rounds):
+    """Packed == padded, values and gradients, in float64; and both say what the model itself says, row by row."""
+    model = random_model(PACKED[name]).double()
+    assert unsupported(backbone_of(model).config, backbone_of(model)) is None
+    found = []
+    for plain in (False, True):
+        model.zero_grad()
+        logp, entropy = CausalModel(model, 0.7, plain=plain).logprobs_and_entropy(BATCH)
+        (logp * torch.arange(5) + 0.3 * entropy).sum().backward()
+        found.append(
+            [logp.detach(), entropy.detach(), *(p.grad.clone() for p in model.parameters() if p.grad is not None)]
+        )
+    for packed, plain in zip(*found, strict=True):
+        assert (packed - plain).abs().max() <= 1e-10 * max(1.0, float(plain.abs().max()))
+    with torch.no_grad():
+        assert_close(found[0][0], row_by_row(model, BATCH, 0.7), atol=1e-10, rtol=0)
+
+
+def test_a_soft_cap_is_a_reason_of_its_own():
+    config = Gemma2Config(**SMALL, head_dim=8, layer_types=["full_attention"] * 2, attn_logit_softcapping=2.0)
+    config.sliding_window = None
+    model = random_model(PACKED["gemma"])
+    assert unsupported(config, backbone_of(model)) == "gemma2 soft-caps its attention logits"
+    config.attn_logit_softcapping = None
+    assert unsupported(config, backbone_of(model)) is None
+
+
+@pytest.mark.parametrize("name", FALL_BACK)
+def test_models_that_cannot_run_packed_fall_back(name):
+    """With the reason in words, and the model's own log-probs through padded rows (soft-caps and windows included)."""
+    config, reason = FALL_BACK[name]
+    model = random_model(config)
+    assert reason in (unsupported(backbone_of(model).config, backbone_of(model)) or "")
+    with torch.no_grad():
+        logp = CausalModel(model, 0.7).logprobs(BATCH)
+        assert_close(logp, row_by_row(model, BATCH, 0.7), atol=1e-5, rtol=0)
+        pieces = CausalModel(model, 0.7, tokens_per_pass=12).logprobs(BATCH)
+    assert_close(logp, pieces, atol=1e-5, rtol=0)
