@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar, dataclass_transform, get_args, get_type_hints
+from typing import Any, TypeVar, dataclass_transform, get_args, get_origin, get_type_hints
 
 import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -21,6 +21,20 @@ T = TypeVar("T")
 def config(cls: type[T]) -> type[T]:
     """A frozen, strict, keyword-only dataclass; the docstring under a field is its `--help`."""
     return pydantic_dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", strict=True))(cls)  # type: ignore[return-value]
+
+
+class _Loader(yaml.SafeLoader):
+    """`3e-4` is a number, as people mean it (YAML 1.1 wants `3.0e-4` and reads a string otherwise)."""
+
+
+class _Dumper(yaml.SafeDumper):
+    """Its counterpart: the string "3e-4" is written in quotes."""
+
+
+for _side in (_Loader, _Dumper):
+    _side.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+    )
 
 
 def to_dict(value: Any) -> Any:
@@ -36,7 +50,7 @@ def to_dict(value: Any) -> Any:
 
 def dump(value: Any, path: Path | str, **extra: Any) -> None:
     """Write a configuration as a valid recipe (`extra`: keys in front, such as `command`)."""
-    text = yaml.safe_dump({**extra, **to_dict(value)}, sort_keys=False, allow_unicode=True, width=120)
+    text = yaml.dump({**extra, **to_dict(value)}, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
     Path(path).write_text(text, encoding="utf-8")
 
 
@@ -49,7 +63,7 @@ def read_yaml(path: Path | str) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"{path}: no such recipe; recipes are YAML files such as recipes/sums.yaml")
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except yaml.YAMLError as error:
         raise ValueError(f"{path}: not valid YAML: {error}") from None
     if not isinstance(data, dict):
@@ -83,14 +97,30 @@ def build(kind: type[T], data: Mapping[str, Any], where: str) -> T:
 
 
 def _explain(kind: type, error: Any) -> str:
-    path = ".".join(str(part) for part in error["loc"]) or "(top level)"
+    keys, holder, inside = _place(kind, error["loc"])
+    path = ".".join(keys) or "(top level)"
     if error["type"] == "unexpected_keyword_argument":
-        known = ", ".join(f.name for f in fields(kind)) if is_dataclass(kind) and len(error["loc"]) == 1 else ""
+        known = ", ".join(f.name for f in fields(holder)) if is_dataclass(holder) else ""
         return f"unknown key `{path}`" + (f"; known keys: {known}" if known else "")
     if error["type"] == "union_tag_invalid":
-        return f"{path}: unknown name {error['ctx']['tag']!r}; known: {error['ctx']['expected_tags']}"
+        return f"{path}: unknown name {error['ctx']['tag']!r}; known: {', '.join(union_members(inside))}"
+    if error["type"] == "union_tag_not_found":
+        return f"{path}: needs a `name`; known: {', '.join(union_members(inside))}; got {error['input']!r}"
     message = error["msg"].removeprefix("Value error, ")
     return f"{path}: {message}; got {error['input']!r}"
+
+
+def _place(kind: Any, loc: Sequence[Any]) -> tuple[list[str], Any, Any]:
+    """The keys as the user wrote them (pydantic puts the method's name in between), what holds the last one, its type."""
+    keys, holder, inside = [], kind, kind
+    for part in loc:
+        members = {} if is_dataclass(inside) else union_members(inside)
+        if part in members:
+            inside = members[part]
+            continue
+        keys.append(str(part))
+        holder, inside = inside, get_type_hints(inside).get(part) if is_dataclass(inside) else None
+    return keys, holder, inside
 
 
 def expand_methods(kind: Any, data: Any) -> Any:
@@ -102,10 +132,11 @@ def expand_methods(kind: Any, data: Any) -> Any:
     for key in data.keys() & hints.keys():
         members = union_members(hints[key])
         value = {"name": out[key]} if members and isinstance(out[key], str) else out[key]
-        member = members.get(value.get("name", "")) if isinstance(value, dict) else None
+        name = value.get("name") if isinstance(value, dict) else None
+        member = members.get(name) if isinstance(name, str) else None
         if member is not None:
             given = {k: v for k, v in value.items() if k != "name"}
-            value = {"name": canonical_name(member), **presets(member).get(value["name"], {}), **given}
+            value = {"name": canonical_name(member), **presets(member).get(str(name), {}), **given}
         out[key] = value if members else expand_methods(hints[key], value)
     return out
 
@@ -125,7 +156,7 @@ def union_members(kind: Any) -> dict[str, type]:
     found: dict[str, type] = {}
     for arg in (kind, *get_args(kind)):
         if is_dataclass(arg) and isinstance(arg, type) and "name" in get_type_hints(arg):
-            found.update({name: arg for name in (*get_args(get_type_hints(arg)["name"]), *presets(arg))})
+            found.update(dict.fromkeys((*get_args(get_type_hints(arg)["name"]), *presets(arg)), arg))
         elif arg is not kind and get_args(arg):
             found.update(union_members(arg))
     return found
@@ -136,15 +167,34 @@ def parse(
 ) -> T:
     """defaults < `data` (a recipe) < `args` (flags such as `--algorithm grpo --algorithm.clip-low 0.3`).
 
-    Raises ValueError for a bad key or value; `--help` prints and exits as argparse does.
+    A flag for a tuple may repeat: `--data a --data b` is `--data a b`. Raises ValueError for a bad key, value or name of
+    a method; `--help`, an unknown flag and a value that does not parse print and exit (0 and 2) as argparse does.
     """
     import tyro
 
-    data, args = dict(data or {}), list(args)
+    data, args = dict(data or {}), _join_repeats(kind, args)
     _choose_members(kind, data, args)
     default = build(kind, data, where)
     chosen = tyro.cli(kind, args=args, default=default, config=(tyro.conf.AvoidSubcommands,), **help_)
     return build(kind, to_dict(chosen), "flags")
+
+
+def _join_repeats(kind: Any, args: Sequence[str]) -> list[str]:
+    """`--data=a --data b` -> `--data a b` and `--algorithm=ppo` -> `--algorithm ppo`; other words stay as they are."""
+    hints = {"--" + f.name.replace("_", "-"): get_type_hints(kind)[f.name] for f in fields(kind)}
+    several = {flag for flag, hint in hints.items() if get_origin(hint) is tuple and get_args(hint)[-1] is Ellipsis}
+    rest: list[str] = []
+    values: dict[str, list[str]] = {}
+    into = rest
+    for word in args:
+        flag, equals, value = word.partition("=")
+        if flag.startswith("--"):
+            into = values.setdefault(flag, []) if flag in several else rest
+        if flag in hints and equals and (flag in several or union_members(hints[flag])):
+            into += [value] if flag in several else [flag, value]
+        elif flag not in several:
+            into.append(word)
+    return rest + [word for flag, given in values.items() for word in (flag, *given)]
 
 
 def _choose_members(kind: Any, data: dict[str, Any], args: list[str]) -> None:
