@@ -158,7 +158,7 @@ def to_json(record: Any) -> dict[str, Any]:
 
 
 def _messages(rows: Iterable[Mapping[str, Any]]) -> Messages:
-    return tuple(Message(row["role"], row["content"]) for row in rows)
+    return tuple(Message(row["role"], row.get("content", "")) for row in rows)  # `to_json` leaves empty fields out
 
 
 def prompt_from_json(row: Mapping[str, Any]) -> Prompt:
@@ -187,7 +187,7 @@ def comparison_from_json(row: Mapping[str, Any]) -> Comparison:
 
 def group_from_json(row: Mapping[str, Any]) -> AnswerGroup:
     """The inverse of `to_json` for an answer group."""
-    return AnswerGroup(prompt_from_json(row["prompt"]), tuple(answer_from_json(a) for a in row["answers"]))
+    return AnswerGroup(prompt_from_json(row["prompt"]), tuple(answer_from_json(a) for a in row.get("answers", ())))
 
 
 def write_jsonl(path: Path | str, rows: Iterable[Mapping[str, Any]], append: bool = False) -> int:
@@ -203,12 +203,14 @@ def write_jsonl(path: Path | str, rows: Iterable[Mapping[str, Any]], append: boo
 
 def read_jsonl(path: Path | str) -> Iterator[dict[str, Any]]:
     """JSON objects, one a line; a broken line raises ValueError that names file and line."""
-    with Path(path).open(encoding="utf-8") as file:
+    with Path(path).open("rb") as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
                 continue
             try:
-                row = json.loads(line)
+                row = json.loads(line.decode("utf-8"))
+            except UnicodeDecodeError as error:
+                raise ValueError(f"{path}:{number}: not UTF-8 text (byte {error.start + 1} of the line)") from None
             except json.JSONDecodeError as error:
                 raise ValueError(f"{path}:{number}: not valid JSON ({error.msg} at column {error.colno})") from None
             if not isinstance(row, dict):
