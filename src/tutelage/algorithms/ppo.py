@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal
 
 import torch
+from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from tutelage.algorithms.base import Metrics, Models, State
+from tutelage.algorithms.base import Metrics, Models, ScalarModel, State
 from tutelage.algorithms.policy_gradient import kl_rewards, reference_logprobs, rollout_metrics
 from tutelage.config import config
 from tutelage.data.batch import ActorCriticBatch, Rollouts
@@ -68,8 +69,7 @@ class PPO:
         with torch.no_grad():
             values = keep(models.value.values(batch.answers), mask)
         rewards = at_last_token(batch.rewards, mask) + kl_rewards(batch, ref, self.kl_coefficient)
-        last = at_last_value(values, mask) if self.bootstrap_truncated else None
-        beyond = None if last is None else torch.where(batch.finished, 0.0, last)
+        beyond = self._beyond_the_cut(models.value, batch) if self.bootstrap_truncated else None
         advantages, returns = gae(rewards, values, mask, self.discount, self.gae_lambda, bootstrap=beyond)
         metrics = rollout_metrics(batch, ref if penalised else None)
         metrics |= value_metrics(values, returns, mask)
@@ -77,6 +77,11 @@ class PPO:
             advantages = keep(whiten(advantages, mask), mask)
         prepared = ActorCriticBatch(batch.answers, advantages, batch.sampler_logprobs, ref, returns, values)
         return prepared, state, metrics
+
+    def _beyond_the_cut(self, model: ScalarModel, batch: Rollouts) -> Float[Tensor, B]:
+        """V after the last token of the answers that the token limit cut; 0 for those that ended."""
+        with torch.no_grad():
+            return torch.where(batch.finished, 0.0, model.scores(batch.answers))
 
     def weights(self, batch: ActorCriticBatch) -> Tensor:
         """[B, T]: every token of the optimiser step counts the same."""
@@ -98,13 +103,6 @@ class PPO:
             "policy/moved": (old - logp).detach(),
             "value/loss": value.detach(),
         }
-
-
-def at_last_value(values: Tensor, mask: Tensor) -> Tensor:
-    """[B]: the value of each row's last action's state, 0 for a row without actions."""
-    columns = torch.arange(mask.shape[1], device=mask.device)
-    last = torch.where(mask, columns, -1).amax(1)
-    return torch.where(last >= 0, values.gather(1, last.clamp(min=0)[:, None])[:, 0], 0.0)
 
 
 def value_metrics(values: Tensor, returns: Tensor, mask: Tensor) -> dict[str, float]:

@@ -35,7 +35,9 @@ class Rows:
         return len(getattr(self, fields(self)[0].name))
 
     def __getitem__(self, index: Index) -> Self:
-        index = torch.as_tensor(index, dtype=torch.long)
+        index = torch.as_tensor(index)
+        assert index.dtype != torch.bool, "row numbers, not a mask: `rows[mask.nonzero()[:, 0]]`"
+        index = index.long()
 
         def take(value: Any) -> Any:
             if isinstance(value, Prompts):

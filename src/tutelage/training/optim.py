@@ -47,7 +47,7 @@ def learning_rate(settings: Optimization, step: int, steps: int, peak: float) ->
         return peak * (step + 1) / (settings.warmup_steps + 1)
     if settings.schedule == "constant":
         return peak
-    done = (step - settings.warmup_steps) / max(1, steps - settings.warmup_steps)
+    done = min(1.0, (step - settings.warmup_steps) / max(1, steps - 1 - settings.warmup_steps))
     shape = 1 - done if settings.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))
     return peak * (settings.final_fraction + (1 - settings.final_fraction) * shape)
 

@@ -23,10 +23,11 @@ class Averages:
     weight: float = 0.0
 
     def add(self, metrics: Mapping[str, Tensor], weights: Tensor) -> None:
-        """Account one micro-batch; tensors have the weights' shape."""
-        self.weight += float(weights.sum())
+        """Account one micro-batch; tensors have the weights' shape. Summed in float64 (on the CPU: not every device has it)."""
+        exact = weights.to("cpu", torch.float64)
+        self.weight += float(exact.sum())
         for name, value in metrics.items():
-            self.sums[name] = self.sums.get(name, 0.0) + float(weighted_sum(value.to(weights.dtype), weights))
+            self.sums[name] = self.sums.get(name, 0.0) + float(weighted_sum(value.to("cpu", torch.float64), exact))
 
     def means(self) -> dict[str, float]:
         """Name -> weighted mean."""
@@ -46,6 +47,8 @@ def accumulate(algorithm: Algorithm, models: Models, batch: Rows, tokens: int) -
     loss, averages = 0.0, Averages()
     for rows in micro_batches(batch, tokens):
         part = weights[rows.to(weights.device)]
+        if not bool((part != 0).any()):
+            continue  # rows that count for nothing cost nothing
         losses, metrics = algorithm.losses(models, batch[rows])
         value = weighted_sum(losses, part)
         value.backward()
