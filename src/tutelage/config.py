@@ -31,6 +31,12 @@ class _Dumper(yaml.SafeDumper):
     """Its counterpart: the string "3e-4" is written in quotes."""
 
 
+def _string(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    quotes = '"' if re.search("[\x85\u2028\u2029]", text) else None  # line breaks to YAML: folded unless escaped
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=quotes)
+
+
+_Dumper.add_representer(str, _string)
 for _side in (_Loader, _Dumper):
     _side.add_implicit_resolver(
         "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")

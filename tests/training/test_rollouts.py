@@ -90,6 +90,6 @@ def test_greedy_sampling_is_refused():
 def test_groups_outside_training_keep_their_prompts():
     prompts = [user("a"), user("bcd")]
     sampler = Scripted()
-    groups = sample_groups(sampler, prompts, lambda prompt: [len(prompt.text)], 2, Decoding(5), "eval")
+    groups = sample_groups(sampler, prompts, lambda prompt: [len(prompt.text)], 2, decoding=Decoding(5), seed="eval")
     assert groups == [AnswerGroup(p, tuple(g)) for p, g in zip(prompts, GROUPS, strict=True)]
     assert sampler.asked == [([[1], [3]], 2, Decoding(5), "eval")]

@@ -91,6 +91,7 @@ def _packed_attention(
     key: Float[Tensor, "1 K N D"],
     value: Float[Tensor, "1 K N D"],
     attention_mask: Tensor | None,
+    *,
     scaling: float | None = None,
     dropout: float = 0.0,
     layout: Any = None,

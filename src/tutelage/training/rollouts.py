@@ -101,6 +101,7 @@ def sample_groups(
     prompts: Sequence[Prompt],
     encode: Callable[[Prompt], Sequence[int]],
     answers: int,
+    *,
     decoding: Decoding,
     seed: str,
 ) -> list[AnswerGroup]:
