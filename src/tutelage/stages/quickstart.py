@@ -66,8 +66,9 @@ class Budget:
 
 
 FULL = Budget(240, 240, 4, 2, 2.0, 24, 8, 6, 6, 48)
-QUICK = Budget(4, 4, 2, 1, 0.5, 1, 2, 2, 1, 2, 10)
+QUICK = Budget(4, 4, 2, 2, 0.5, 1, 2, 2, 1, 2, 10)
 TEMPERATURE = 0.8
+REWARD_BATCH = 4
 
 
 def main(cfg: Quickstart) -> Path:
@@ -174,14 +175,14 @@ def recipe_of(cfg: Quickstart, budget: Budget, folder: Path, prompts: int) -> di
             "labels": "shuffled" if cfg.control == "shuffled_labels" else "simulated",
         }
         comparisons = {"data": ["@feedback/comparisons.jsonl"], "heldout": ["@feedback/heldout.jsonl"]}
-    per_epoch = prompts / 8
+    per_epoch = prompts / REWARD_BATCH
     stages["reward"] = {
         "command": "reward",
         "steps": max(1, round(budget.reward_epochs * per_epoch)),
-        "batch_size": min(8, prompts),
+        "batch_size": min(REWARD_BATCH, prompts),
         "full": True,
         "optimization": {
-            "learning_rate": 3e-5,
+            "learning_rate": 5e-5,
             "schedule": "linear",
             "warmup_steps": 4,
             "weight_decay": 0.01,

@@ -36,14 +36,14 @@ def main(cfg: Sft) -> Path:
     """Run the command; returns the run folder, which holds policy/."""
     records = load_demonstrations(cfg.data, cfg.bad_rows)
     actor = load_actor(cfg, cfg.adapter, tokens=cfg.optimization.tokens_per_pass)
-    checked = demonstrations(records, actor.chat, cfg.max_tokens, cfg.turns)
+    checked = demonstrations(records, actor.chat, cfg.max_tokens, turns=cfg.turns)
     say(f"{len(records)} demonstrations ({dict(checked.counts)})")
     run = open_run(cfg, "sft")
     stream = Stream(records, cfg.batch_size, cfg.seed)
     steps = cfg.steps or max(1, round(DEFAULT_EPOCHS * stream.steps_per_epoch))
 
     def draw(step: int) -> tuple[Any, dict[str, float]]:
-        return demonstrations(stream.draw(step), actor.chat, cfg.max_tokens, cfg.turns).batch, {}
+        return demonstrations(stream.draw(step), actor.chat, cfg.max_tokens, turns=cfg.turns).batch, {}
 
     task = Task(
         Models(policy=actor.policy),

@@ -1,0 +1,116 @@
+"""The quickstart end to end on the real demo model: every part runs, nothing leaves the machine, the weights move."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tutelage.config import build
+from tutelage.evaluation.gold import gold_score
+from tutelage.records import Answer, user
+from tutelage.stages.quickstart import FULL, QUICK, Quickstart, recipe_of, split_prompts
+from tutelage.stages.run import COMMANDS
+from tutelage.stages.simulate import gold_reward, label_quality, shuffled
+
+BLOCKED = """
+import socket, sys
+def refuse(*a, **k): raise AssertionError("the quickstart opened a network connection")
+socket.socket.connect = refuse
+socket.create_connection = refuse
+socket.getaddrinfo = refuse
+from tutelage.cli import main
+main(sys.argv[1:])
+"""
+
+
+def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", BLOCKED, *arguments], cwd=cwd, capture_output=True, text=True, timeout=600)
+
+
+@pytest.mark.slow
+@pytest.mark.demo_model
+@pytest.mark.parametrize("algorithm", ["grpo", "ppo", "dpo"])
+def test_quick_runs_without_network_and_moves_the_weights(algorithm: str, demo_model: Path, tmp_path: Path) -> None:
+    done = run("quickstart", "--quick", "--algorithm", algorithm, "--out", "out", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    folder = tmp_path / "out"
+    policy = folder / ("prefer" if algorithm == "dpo" else "rl") / "policy"
+    before = load_file(Path(demo_model) / "model.safetensors")
+    after = load_file(policy / "model.safetensors")
+    moved = [name for name in before if name in after and not torch.equal(before[name], after[name].to(before[name].dtype))]
+    assert moved, "no weight differs from the reference's"
+    page = (folder / "report.html").read_text()
+    assert "win rate" not in page.lower()
+    assert "SIMULATED" in done.stdout
+    assert "preferred to the reference by" not in done.stdout.lower()
+    story = json.loads((folder / "quickstart.json").read_text())
+    assert story["status"] == "finished"
+    assert len(story["samples"]) == QUICK.heldout_prompts
+
+
+@pytest.mark.slow
+@pytest.mark.demo_model
+def test_real_feedback_shows_no_gold_number(demo_model: Path, tmp_path: Path) -> None:
+    rows = [
+        {"prompt": f"Name a colour that starts with {letter}.", "chosen": "Blue is one.", "rejected": f"I like {letter}."}
+        for letter in "abcdefgh"
+    ]
+    (tmp_path / "mine.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    done = run("quickstart", "--quick", "--feedback", "mine.jsonl", "--out", "out", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "gold" not in (tmp_path / "out" / "report.html").read_text().lower()
+    assert "gold" not in json.dumps(json.loads((tmp_path / "out" / "quickstart.json").read_text())["evaluation"])
+    assert not (tmp_path / "out" / "answers").exists(), "answers for labelling are not sampled where feedback is given"
+    assert "--compare" in done.stdout
+
+
+def test_every_stage_of_every_algorithm_is_a_valid_recipe(tmp_path: Path) -> None:
+    from importlib import import_module
+
+    for algorithm in ("grpo", "ppo", "reinforce", "rloo", "dpo"):
+        cfg = build(Quickstart, {"algorithm": algorithm}, "test")
+        recipe = recipe_of(cfg, FULL, tmp_path, FULL.train_prompts)
+        for settings in recipe["stages"].values():
+            settings = dict(settings)
+            module, name = COMMANDS[settings.pop("command")]
+            extra = {"out": str(tmp_path)}
+            built = build(getattr(import_module(module), name), {**settings, **extra}, algorithm)
+            if name == "RL":
+                assert built.algorithm.group_size == FULL.group
+
+
+def test_at_least_200_heldout_prompts_none_of_them_trained_on() -> None:
+    training, heldout = split_prompts(build(Quickstart, {}, "test"), FULL)
+    assert len(heldout) >= 200
+    assert not {p.text for p in training} & {p.text for p in heldout}
+
+
+def test_own_prompts_are_split_by_position(tmp_path: Path) -> None:
+    file = tmp_path / "p.jsonl"
+    file.write_text("\n".join(json.dumps({"prompt": f"Question number {n}?"}) for n in range(9)))
+    training, heldout = split_prompts(build(Quickstart, {"prompts": str(file)}, "test"), FULL)
+    assert [p.text for p in heldout] == [f"Question number {n}?" for n in (6, 7, 8)]
+    assert len(training) == 6
+
+
+def test_shuffled_labels_say_nothing_and_the_gold_reward_is_the_rule(shared_groups: list) -> None:
+    from tutelage.feedback.simulated import compare_all
+
+    records = compare_all(shared_groups, gold_score, overlap=3, seed=0)
+    honest, random = label_quality(records), label_quality(shuffled(records, 0))
+    assert honest["ceiling"] > 0.7
+    assert abs(random["ceiling"] - 0.5) < 0.05
+    prompt, answer = user("Why is the sky blue?"), Answer("The sky is blue because air scatters blue light most.")
+    assert gold_reward(prompt, [answer]) == [gold_score(prompt, answer)]
+
+
+@pytest.fixture
+def shared_groups() -> list:
+    from tutelage.records import group_from_json, read_jsonl
+
+    path = Path(__file__).parents[1] / "data" / "reference_answers.jsonl"
+    return [group_from_json(row) for row in read_jsonl(path)]
