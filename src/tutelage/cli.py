@@ -28,6 +28,10 @@ Start with: tutelage quickstart
 """
 
 
+OTHERS = ("run", "check", "report")
+"""Commands that read their arguments themselves."""
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command; a ValueError at the door is one message on stderr and exit code 2."""
     args = list(sys.argv[1:] if arguments is None else arguments)
@@ -42,19 +46,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except ValueError as error:
         print(f"tutelage {args[0]}: {error}", file=sys.stderr)
         sys.exit(2)
+    except BrokenPipeError:
+        os._exit(141)
+    except OSError as error:
+        print(f"tutelage {args[0]}: {error}", file=sys.stderr)
+        sys.exit(1)
     except KeyboardInterrupt:
         print("\nstopped at once; what was saved last still counts", file=sys.stderr)
         sys.exit(130)
-    except BrokenPipeError:
-        os._exit(141)
 
 
 def dispatch(command: str, args: list[str]) -> int:
     """Find the stage, read its settings, run it. Returns the exit code."""
     from tutelage.stages.run import COMMANDS
 
-    if command not in COMMANDS and command not in ("run", "report"):
-        known = ", ".join([*COMMANDS, "run", "report"])
+    if command not in COMMANDS and command not in OTHERS:
+        known = ", ".join([*COMMANDS, *OTHERS])
         raise ValueError(f"unknown command; known: {known}")
     settle_process()
     from tutelage.training.interrupt import Interrupted
@@ -64,6 +71,10 @@ def dispatch(command: str, args: list[str]) -> int:
             from tutelage.stages.run import main as run_recipe
 
             return run_recipe(args) or 0
+        if command == "check":
+            from tutelage.stages.check import main as check
+
+            return check(args)
         if command == "report":
             return _report(args)
         result = _stage(command, args)

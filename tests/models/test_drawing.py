@@ -72,17 +72,19 @@ def test_all_tokens_of_the_real_vocabulary_are_reachable(kind):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_a_token_of_probability_zero_is_never_drawn(dtype):
-    """Zeros at the start, at the end, in the middle and over whole blocks; u from 0 to the float below 1, and 1 itself."""
+@pytest.mark.parametrize("places", [(3, 255, 700), (300, 511, 900)])
+def test_a_token_of_probability_zero_is_never_drawn(places, dtype):
+    """Zeros at both ends, in the middle and over whole blocks of 256; u at each edge and a float beside it, up to 1 itself."""
     p = torch.zeros(1000, dtype=dtype)
-    p[[3, 255, 700]] = torch.tensor([0.2, 0.5, 0.3], dtype=dtype)
-    edges = torch.tensor([0.0, 0.2, 0.7, 1.0], dtype=torch.float64)
+    p[list(places)] = torch.tensor([0.25, 0.5, 0.25], dtype=dtype)
+    edges = torch.tensor([0.0, 0.25, 0.75, 1.0], dtype=torch.float64)
     near = torch.cat([edges, edges.nextafter(torch.tensor(2.0)), edges.nextafter(torch.tensor(-1.0))])
-    near = torch.cat([near, torch.linspace(0, 1, 2001, dtype=torch.float64)])
-    drawn = draws(p, near.clamp(0, 1))
-    assert set(drawn.tolist()) == {3, 255, 700}
-    assert drawn[0] == 3
-    assert drawn[3] == 700, "u that reaches the end of the CDF is the last possible token, not one beyond it"
+    near = torch.cat([near, torch.linspace(0, 1, 2001, dtype=torch.float64)]).clamp(0, 1)
+    drawn = draws(p, near)
+    assert set(drawn.tolist()) == set(places)
+    assert drawn[:4].tolist() == [*places, places[-1]], (
+        "an edge opens the next interval; the end of all is the last token"
+    )
 
 
 def test_uniforms_in_order_by_hand():

@@ -63,8 +63,8 @@ def test_pack_by_hand():
 
 
 def test_an_empty_answer_is_read_at_the_end_of_its_prompt():
-    packed = pack(sequences([(5, 6)], [0, 0], [[], [20]]))
-    assert packed.last.tolist() == [1, 2]
+    packed = pack(sequences([(5, 6)], [0, 0, 0], [[], [20], []]))
+    assert packed.last.tolist() == [1, 2, 1]
     assert packed.input_ids.tolist() == [[5, 6, 20]]
 
 

@@ -107,9 +107,10 @@ def test_a_judge_is_one_reward():
     [
         ([], "no reward given; known: brevity, "),
         (["brevty"], "reward: unknown name 'brevty'; known: brevity, "),
-        (["brevity(half=2)"], "reward brevity: unknown setting half=2; settings (numbers): half"),
-        (["brevity(half=long)"], "reward brevity: unknown setting half='long'"),
-        (["finished(half=2)"], "reward finished: unknown setting half=2; settings (numbers): none"),
+        (["brevity(halve=2)"], "reward brevity: cannot take halve=2; settings (numbers above 0): half"),
+        (["five_lines(lines=0)"], "reward five_lines: cannot take lines=0"),
+        (["brevity(half=long)"], "reward brevity: cannot take half='long'"),
+        (["finished(half=2)"], "reward finished: cannot take half=2; settings (numbers above 0): none"),
         (["brevity(label=good)"], "reward brevity: `label` has no meaning for it; got 'good'"),
         (["gsm8k(x=1)"], "reward gsm8k: `settings` has no meaning for it"),
         (["no.mod:fn"], "reward no.mod:fn: cannot be used: importing it raised ModuleNotFoundError"),

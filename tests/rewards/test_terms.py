@@ -47,7 +47,7 @@ def test_a_directory_is_its_own_name_whatever_is_in_it(tmp_path, monkeypatch):
     ],
 )
 def test_a_bad_term_says_what_is_wrong(text, message):
-    with pytest.raises(ValueError, match="^reward") as error:
+    with pytest.raises(ValueError, match=r"^reward") as error:
         parse_term(text)
     assert message in str(error.value)
 

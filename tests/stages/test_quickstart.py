@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 from tutelage.config import build
 from tutelage.evaluation.gold import gold_score
 from tutelage.records import Answer, user
-from tutelage.stages.quickstart import FULL, QUICK, Quickstart, recipe_of, split_prompts
+from tutelage.stages.quickstart import Quickstart
+from tutelage.stages.quickstart_plan import FULL, QUICK, recipe_of, split_prompts
 from tutelage.stages.run import COMMANDS
 from tutelage.stages.simulate import gold_reward, label_quality, shuffled
 
@@ -28,7 +29,9 @@ main(sys.argv[1:])
 
 
 def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", BLOCKED, *arguments], cwd=cwd, capture_output=True, text=True, timeout=600)
+    return subprocess.run(
+        [sys.executable, "-c", BLOCKED, *arguments], check=False, cwd=cwd, capture_output=True, text=True, timeout=600
+    )
 
 
 @pytest.mark.slow
@@ -41,7 +44,9 @@ def test_quick_runs_without_network_and_moves_the_weights(algorithm: str, demo_m
     policy = folder / ("prefer" if algorithm == "dpo" else "rl") / "policy"
     before = load_file(Path(demo_model) / "model.safetensors")
     after = load_file(policy / "model.safetensors")
-    moved = [name for name in before if name in after and not torch.equal(before[name], after[name].to(before[name].dtype))]
+    moved = [
+        name for name in before if name in after and not torch.equal(before[name], after[name].to(before[name].dtype))
+    ]
     assert moved, "no weight differs from the reference's"
     page = (folder / "report.html").read_text()
     assert "win rate" not in page.lower()
@@ -56,7 +61,11 @@ def test_quick_runs_without_network_and_moves_the_weights(algorithm: str, demo_m
 @pytest.mark.demo_model
 def test_real_feedback_shows_no_gold_number(demo_model: Path, tmp_path: Path) -> None:
     rows = [
-        {"prompt": f"Name a colour that starts with {letter}.", "chosen": "Blue is one.", "rejected": f"I like {letter}."}
+        {
+            "prompt": f"Name a colour that starts with {letter}.",
+            "chosen": "Blue is one.",
+            "rejected": f"I like {letter}.",
+        }
         for letter in "abcdefgh"
     ]
     (tmp_path / "mine.jsonl").write_text("\n".join(map(json.dumps, rows)))

@@ -22,7 +22,16 @@ STEPS = 6
 def command(model: str, data: Path, out: Path, algorithm: str, new_tokens: int) -> list[str]:
     flags = [
         *("--model", model, "--data", str(data), "--out", str(out), "--algorithm", algorithm, "--reward", "brevity"),
-        *("--steps", str(STEPS), "--batch-size", "2", "--max-new-tokens", str(new_tokens), "--algorithm.group-size", "2"),
+        *(
+            "--steps",
+            str(STEPS),
+            "--batch-size",
+            "2",
+            "--max-new-tokens",
+            str(new_tokens),
+            "--algorithm.group-size",
+            "2",
+        ),
         *("--optimization.save-every", "1"),
     ]
     return [sys.executable, "-m", "tutelage.cli", "rl", *flags]
@@ -35,7 +44,7 @@ def prompts(path: Path) -> Path:
 
 
 def finish(arguments: list[str]) -> None:
-    done = subprocess.run(arguments, capture_output=True, text=True, timeout=900)
+    done = subprocess.run(arguments, check=False, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-3000:]
 
 
@@ -59,7 +68,9 @@ def result(out: Path) -> tuple[list[dict], dict[str, torch.Tensor]]:
     return plain, load_file(out / "policy" / "model.safetensors")
 
 
-def check_killed_equals_undisturbed(model: str, path: Path, algorithm: str, new_tokens: int, waits: list[float]) -> None:
+def check_killed_equals_undisturbed(
+    model: str, path: Path, algorithm: str, new_tokens: int, waits: list[float]
+) -> None:
     data = prompts(path)
     finish(command(model, data, path / "whole", algorithm, new_tokens))
     broken = command(model, data, path / "broken", algorithm, new_tokens)

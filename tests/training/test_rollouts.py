@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from tutelage.models.sampling import Decoding
-from tutelage.records import Answer, AnswerGroup, user
-from tutelage.training.rollouts import RolloutSource, rollouts, sample_groups
+from tutelage.records import Answer, user
+from tutelage.training.rollouts import RolloutSource, rollouts
 
 GROUPS = [
     [Answer("ab", (7, 8, 9), (-0.5, -1.0, -0.25), "stop"), Answer("c", (5,), (-2.0,), "length")],
@@ -85,11 +85,3 @@ def test_truncated_sampling_is_refused(decoding):
 def test_greedy_sampling_is_refused():
     with pytest.raises(ValueError, match="temperature 0 always gives the same answer"):
         source(Scripted(), [], Decoding(temperature=0.0))
-
-
-def test_groups_outside_training_keep_their_prompts():
-    prompts = [user("a"), user("bcd")]
-    sampler = Scripted()
-    groups = sample_groups(sampler, prompts, lambda prompt: [len(prompt.text)], 2, decoding=Decoding(5), seed="eval")
-    assert groups == [AnswerGroup(p, tuple(g)) for p, g in zip(prompts, GROUPS, strict=True)]
-    assert sampler.asked == [([[1], [3]], 2, Decoding(5), "eval")]

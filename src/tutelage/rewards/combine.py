@@ -145,9 +145,9 @@ def _rule(term: RewardTerm) -> BatchReward:
     function = REWARDS[term.reward]
     allowed = [p.name for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
     for key, value in term.settings.items():
-        if key not in allowed or isinstance(value, str | bool):
+        if key not in allowed or isinstance(value, str | bool) or value <= 0:
             takes = ", ".join(allowed) or "none"
-            raise ValueError(f"reward {term.reward}: unknown setting {key}={value!r}; settings (numbers): {takes}")
+            raise ValueError(f"reward {term.reward}: cannot take {key}={value!r}; settings (numbers above 0): {takes}")
     return Rule(partial(function, **term.settings))
 
 

@@ -44,7 +44,7 @@ _TERM = re.compile(rf"(?P<name>.+?)(?:\((?P<pairs>\s*\w+\s*=(?:{_VALUE}|,)*)\))?
 
 def parse_term(text: str) -> RewardTerm:
     """The short form as a term; a text that names a directory is its path, whatever is in it. ValueError where it is neither."""
-    if Path(text).is_dir():
+    if text and Path(text).is_dir():
         return RewardTerm(reward=text)
     found = _TERM.fullmatch(text)
     if found is None:

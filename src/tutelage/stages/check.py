@@ -6,27 +6,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
-
-from tutelage.algorithms.base import Models
 from tutelage.config import parse, read_yaml
 from tutelage.console import say, stage
-from tutelage.data.chat import Chat
-from tutelage.data.collate import Collated, check_prompts, comparisons, demonstrations
 from tutelage.data.readers import Loaded, load_sources
 from tutelage.data.shapes import Kind
-from tutelage.data.stream import Stream
-from tutelage.models.heads import new_scalar_model
-from tutelage.models.load import load_backbone, load_tokenizer
-from tutelage.models.logprobs import HeadedModel
-from tutelage.models.sampling import Decoding
 from tutelage.rewards.combine import combine
 from tutelage.stages import prefer, reward, rl, sft
-from tutelage.stages.common import Training, load_actor, precision
+from tutelage.stages.pairs import load_split
 from tutelage.stages.recipe import plan
-from tutelage.training.loop import Task
+from tutelage.stages.training import Ready
 from tutelage.training.preflight import examine, show_examples, shown_rows
-from tutelage.training.rollouts import RolloutSource
 
 HELP = """usage: tutelage check [RECIPE] [--command sft|reward|prefer|rl] [--model ... --data ... and the command's other flags]
 
@@ -37,21 +26,12 @@ prompts for rl. `tutelage COMMAND --help` explains the flags."""
 
 
 @dataclass(frozen=True)
-class Ready:
-    """A task that could be trained at once, and the records it was made from."""
-
-    task: Task
-    chat: Chat
-    collated: Collated[Any] | None = None
-
-
-@dataclass(frozen=True)
 class Command:
     """A training command: its settings, the records it reads, and how it becomes a task."""
 
     settings: type[Any]
     kind: Kind
-    ready: Callable[[Any, list[Any]], Ready]
+    ready: Callable[[Any, Sequence[Loaded]], Ready[Any]]
 
 
 def main(args: Sequence[str]) -> int:
@@ -85,10 +65,9 @@ def check(command: str, cfg: Any) -> int:
     describe(loaded)
     if getattr(cfg, "heldout", ()):
         describe(load_sources(cfg.heldout, known.kind, cfg.bad_rows))
-    records = [record for one in loaded for record in one.records]
-    ready = known.ready(cfg, records)
-    show_examples(ready.chat, shown_rows(ready.chat, records, ready.collated))
-    found = examine(ready.task, ready.chat, records, ready.collated)
+    ready = known.ready(cfg, loaded)
+    show_examples(ready.chat, shown_rows(ready.chat, ready.records, ready.collated))
+    found = examine(ready.task, ready.chat, ready.records, ready.collated)
     for line in found.lines():
         say(line)
     return 0 if found.ok else 1
@@ -157,84 +136,25 @@ def _stages(recipe: Mapping[str, Any], where: str, only: str | None, flags: list
     return worst
 
 
-def _task(
-    cfg: Training, models: Models, draw: Callable[[int], Any], trained: Mapping[str, nn.Module], steps: int
-) -> Task:
-    algorithm: Any = cfg.algorithm  # type: ignore[attr-defined]
-    return Task(models, algorithm, draw, trained, steps, cfg.peak_rate, cfg.optimization, cfg.seed)
+def _sft(cfg: sft.Sft, loaded: Sequence[Loaded]) -> Ready[Any]:
+    return sft.ready(cfg, loaded)[0]
 
 
-def _sft(cfg: sft.Sft, records: list[Any]) -> Ready:
-    actor = load_actor(cfg, cfg.adapter, tokens=cfg.optimization.tokens_per_pass)
-    stream = Stream(records, cfg.batch_size, cfg.seed)
-
-    def collate(rows: list[Any]) -> Collated[Any]:
-        return demonstrations(rows, actor.chat, cfg.max_tokens, turns=cfg.turns)
-
-    steps = cfg.steps or max(1, round(sft.DEFAULT_EPOCHS * stream.steps_per_epoch))
-    task = _task(
-        cfg,
-        Models(policy=actor.policy),
-        lambda step: (collate(stream.draw(step)).batch, {}),
-        {"policy": actor.module},
-        steps,
-    )
-    return Ready(task, actor.chat, collate(records))
+def _prefer(cfg: prefer.Prefer, loaded: Sequence[Loaded]) -> Ready[Any]:
+    training, heldout = load_split(cfg)
+    return prefer.ready(cfg, training, heldout)[0]
 
 
-def _prefer(cfg: prefer.Prefer, records: list[Any]) -> Ready:
-    actor = load_actor(cfg, cfg.adapter, temperature=cfg.temperature, tokens=cfg.optimization.tokens_per_pass)
-    draw, steps = _draw_pairs(cfg, records, actor.chat)
-    task = _task(cfg, Models(policy=actor.policy, reference=actor.reference), draw, {"policy": actor.module}, steps)
-    return Ready(task, actor.chat, comparisons(records, actor.chat, cfg.max_tokens))
+def _reward(cfg: reward.Reward, loaded: Sequence[Loaded]) -> Ready[Any]:
+    training, heldout = load_split(cfg)
+    return reward.ready(cfg, training, heldout)[0]
 
 
-def _reward(cfg: reward.Reward, records: list[Any]) -> Ready:
-    chat = Chat.of(load_tokenizer(cfg.model, ("policy",)), cfg.chat_template, cfg.system)
-    dtype = "float32" if cfg.full else precision(cfg.dtype, cfg.device)
-    backbone = load_backbone(cfg.model, lora=cfg.adapter, dtype=dtype, device=cfg.device, seed=cfg.seed)
-    module = new_scalar_model(backbone, seed=cfg.seed)
-    if cfg.full:
-        module.requires_grad_(True)
-    draw, steps = _draw_pairs(cfg, records, chat)
-    task = _task(
-        cfg, Models(reward=HeadedModel(module, cfg.optimization.tokens_per_pass)), draw, {"reward": module}, steps
-    )
-    return Ready(task, chat, comparisons(records, chat, cfg.max_tokens))
-
-
-def _draw_pairs(cfg: Any, records: list[Any], chat: Chat) -> tuple[Callable[[int], Any], int]:
-    """Whole prompts a step, and the default number of steps; held-out prompts are left out."""
-    training = records if cfg.heldout else reward.split_by_prompt(records, cfg.heldout_share)[0]
-    stream = Stream(reward.by_prompt(training), cfg.batch_size, cfg.seed)
-
-    def draw(step: int) -> tuple[Any, dict[str, float]]:
-        rows = [record for group in stream.draw(step) for record in group]
-        return comparisons(rows, chat, cfg.max_tokens).batch, {}
-
-    return draw, cfg.steps or max(1, round(reward.DEFAULT_EPOCHS * stream.steps_per_epoch))
-
-
-def _rl(cfg: rl.RL, prompts: list[Any]) -> Ready:
-    rewards = combine(cfg.reward, cfg.on_error, cfg.device) if cfg.reward else None  # type: ignore[arg-type]
-    if rewards is None:
-        say("no --reward given: training will need one; the rest is checked")
-    else:
-        rewards.check(prompts)
-    actor = load_actor(cfg, cfg.adapter, temperature=cfg.temperature, tokens=cfg.optimization.tokens_per_pass)
-    check_prompts(prompts, actor.chat, cfg.max_tokens - cfg.max_new_tokens)
-    source = RolloutSource(
-        draw_prompts=Stream(prompts, min(cfg.batch_size, len(prompts)), cfg.seed).draw,
-        encode=actor.chat.prompt_tokens,
-        sampler=actor.decoder,
-        score=lambda prompts, groups: ([[0.0] * len(group) for group in groups], {}),
-        decoding=Decoding(cfg.max_new_tokens, cfg.temperature),
-        group_size=cfg.algorithm.group_size,
-        seed=cfg.seed,
-        keep_samples=lambda step, rows: None,
-    )
-    value = rl._value_model(cfg) if "value" in cfg.algorithm.needs else None
-    return Ready(rl._task(cfg, actor, value, source), actor.chat)
+def _rl(cfg: rl.RL, loaded: Sequence[Loaded]) -> Ready[Any]:
+    if not cfg.reward:
+        say("no --reward given: training will need one; the rest is checked with `finished` in its place")
+    with combine(cfg.reward or ("finished",), cfg.on_error, cfg.device) as rewards:
+        return rl.ready(cfg, loaded, rewards)[0]
 
 
 COMMANDS = {

@@ -104,6 +104,7 @@ def load_actor(
     """The policy of a command. Without training there is no reference apart from the policy itself."""
     tokenizer = load_tokenizer(cfg.model, ("policy",))
     chat = Chat.of(tokenizer, cfg.chat_template, cfg.system)
+    tokenizer.chat_template = chat.template  # what is saved asks in the form it was trained in
     wanted = "float32" if trained and adapter is None else precision(cfg.dtype, cfg.device)
     module = load_policy(cfg.model, lora=adapter, dtype=wanted, device=cfg.device, seed=cfg.seed)
     say(describe(module))
@@ -137,9 +138,10 @@ def out_folder(cfg: Common, command: str) -> Path:
     return next(path for path in names if not path.exists())
 
 
-def open_run(cfg: Common, command: str) -> Run:
+def open_run(cfg: Training, command: str) -> Run:
     """The run folder, once the data are known to be good."""
-    return Run.open(out_folder(cfg, command), cfg, command, cfg.resume)
+    keep = cfg.optimization.keep_checkpoints
+    return Run.open(out_folder(cfg, command), cfg, command, cfg.resume, keep=keep, sinks=cfg.log_to)
 
 
 def resume_line(command: str, run: Run, recipe: str | None = None) -> str:

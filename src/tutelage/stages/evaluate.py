@@ -19,7 +19,7 @@ from tutelage.models.logprobs import CausalModel
 from tutelage.models.sampling import Decoding
 from tutelage.records import AnswerGroup, Prompt, to_json, write_jsonl
 from tutelage.stages.common import Actor, Common, Count, load_actor, out_folder, precision
-from tutelage.stages.monitor import judge, label
+from tutelage.stages.monitor import judges_of
 from tutelage.stages.sample import answer, load_prompts, read_groups, write_groups
 from tutelage.statistics import cluster_mean, paired_difference
 
@@ -44,12 +44,14 @@ class Evaluate(Common):
     """Longest answer, in tokens."""
     limit: Count | None = None
     """Only the first prompts."""
+    announce: bool = True
+    """Print the results; they are written to evaluation.json all the same."""
 
 
 def main(cfg: Evaluate) -> Path:
     """Run the command; returns the folder, which holds evaluation.json, answers.jsonl and samples.jsonl."""
     prompts, other = _prompts(cfg)
-    judges = {label(name): judge(name) for name in cfg.judge}
+    judges = judges_of(cfg.judge)
     folder = out_folder(cfg, "evaluate")
     if (folder / "evaluation.json").exists() and not cfg.resume:
         raise ValueError(f"{folder} holds an evaluation; give another --out")
@@ -58,7 +60,7 @@ def main(cfg: Evaluate) -> Path:
     if other is None and cfg.against is not None:
         rival = load_actor(_with_model(cfg), None, trained=False)
         other = answer(rival.decoder, rival, prompts, cfg.answers, decoding, f"{cfg.seed}/against", "the other answers")
-    ours = answer(actor.decoder, actor, prompts, cfg.answers, decoding, f"{cfg.seed}/evaluate", "answering")
+    ours = answer(actor, prompts, cfg.answers, decoding, seed=f"{cfg.seed}/evaluate", label="answering")
     found = {"prompts": len(prompts), "answers": cfg.answers, "policy": lengths(ours)}
     found["judges"] = {name: report(one, ours, other, cfg.seed) for name, one in judges.items()}
     if other is not None:
@@ -71,7 +73,7 @@ def main(cfg: Evaluate) -> Path:
     write_jsonl(folder / "samples.jsonl", _samples(ours, other, judges))
     (folder / "evaluation.json").write_text(json.dumps(found, indent=1))
     dump(cfg, folder / "config.yaml", command="evaluate")
-    for name, one in found["judges"].items():
+    for name, one in found["judges"].items() if cfg.announce else ():
         say(_line(name, one))
     return folder
 

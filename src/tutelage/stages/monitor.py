@@ -14,6 +14,7 @@ from tutelage.evaluation.winrate import Comparison, Judge, compare, divergence, 
 from tutelage.models.sampling import Decoding
 from tutelage.records import Answer, AnswerGroup, Prompt
 from tutelage.rewards.combine import resolve_judge
+from tutelage.rewards.rules import REWARDS
 from tutelage.stages.common import Actor, Count
 from tutelage.stages.sample import read_groups
 from tutelage.training.loop import Hook
@@ -45,9 +46,17 @@ def gold(prompts: list[Prompt], groups: list[list[Answer]]) -> list[list[float]]
     return [[gold_score(prompt, answer) for answer in group] for prompt, group in zip(prompts, groups, strict=True)]
 
 
-def label(name: str) -> str:
-    """The judge's name in metrics: `gold`, or `reward` for a model's folder."""
-    return name if name == "gold" else "reward"
+def judges_of(names: Sequence[str], known: Mapping[str, Judge] | None = None) -> dict[str, Judge]:
+    """Judges by their name in metrics: a rule's own name, `reward` for a model's folder (`reward_2` for the second).
+
+    `known` are judges that are loaded already, by the name they were asked for.
+    """
+    found: dict[str, Judge] = {}
+    for name in names:
+        label = name if name == "gold" or name in REWARDS else "reward"
+        count = sum(key == label or key.startswith(f"{label}_") for key in found)
+        found[f"{label}_{count + 1}" if count else label] = (known or {}).get(name) or judge(name)
+    return found
 
 
 def monitor_hooks(
@@ -57,7 +66,7 @@ def monitor_hooks(
     if settings.against is None:
         return ()
     reference = [AnswerGroup(g.prompt, g.answers[:1]) for g in read_groups(settings.against)[: settings.prompts]]
-    known = judges or {label(name): judge(name) for name in settings.judges}
+    known = judges_of(settings.judges) if judges is None else judges
 
     def look(step: int) -> Mapping[str, float]:
         return look_at(actor, reference, known, settings, f"{seed}/monitor {step}")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from pydantic import Field
 
@@ -12,13 +12,15 @@ from tutelage.algorithms.preference import DPO
 from tutelage.config import config
 from tutelage.console import say
 from tutelage.data.collate import comparisons
-from tutelage.data.stream import Stream
+from tutelage.data.readers import Loaded
 from tutelage.models.load import save_policy
-from tutelage.stages.common import Training, load_actor, open_run, resume_line
+from tutelage.records import Comparison
+from tutelage.stages.common import Actor, Training, load_actor
 from tutelage.stages.monitor import Monitor, monitor_hooks
+from tutelage.stages.pairs import load_split, pair_draw
 from tutelage.stages.preferences import heldout_accuracy
-from tutelage.stages.reward import by_prompt, load_comparisons, split_by_prompt
-from tutelage.training.loop import Task, train
+from tutelage.stages.training import Ready, finished, records_of, run_task
+from tutelage.training.loop import Task
 
 DEFAULT_EPOCHS = 2
 
@@ -39,37 +41,32 @@ class Prefer(Training):
     """Win rate against the reference's answers while training."""
 
 
-def main(cfg: Prefer) -> Path:
-    """Run the command; returns the run folder, which holds policy/ and prefer.json."""
-    records = load_comparisons(cfg.data, cfg.bad_rows)
-    if cfg.heldout:
-        training, heldout = records, load_comparisons(cfg.heldout, cfg.bad_rows)
-    else:
-        training, heldout = split_by_prompt(records, cfg.heldout_share)
+def ready(cfg: Prefer, training: Sequence[Loaded], heldout: Sequence[Comparison]) -> tuple[Ready[Comparison], Actor]:
+    """The task, with the data checked and the model loaded."""
+    records: list[Comparison] = records_of(training)
     actor = load_actor(cfg, cfg.adapter, temperature=cfg.temperature, tokens=cfg.optimization.tokens_per_pass)
     checked = comparisons(records, actor.chat, cfg.max_tokens)
-    say(f"{len(training)} comparisons to train on, {len(heldout)} held out ({dict(checked.counts)})")
-    run = open_run(cfg, "prefer")
-    stream = Stream(by_prompt(training), cfg.batch_size, cfg.seed)
-    steps = cfg.steps or max(1, round(DEFAULT_EPOCHS * stream.steps_per_epoch))
-
-    def draw(step: int) -> tuple[Any, dict[str, float]]:
-        rows = [record for group in stream.draw(step) for record in group]
-        return comparisons(rows, actor.chat, cfg.max_tokens).batch, {}
-
+    say(f"{len(records)} comparisons to train on, {len(heldout)} held out ({dict(checked.counts)})")
+    draw, epoch = pair_draw(training, actor.chat, cfg)
     task = Task(
         Models(policy=actor.policy, reference=actor.reference),
         cfg.algorithm,
         draw,
         {"policy": actor.module},
-        steps,
+        cfg.steps or max(1, round(DEFAULT_EPOCHS * epoch)),
         cfg.peak_rate,
         cfg.optimization,
         cfg.seed,
         f"training ({cfg.algorithm.name})",
     )
-    train(task, run, monitor_hooks(cfg.monitor, actor, cfg.seed), resume_line("prefer", run))
+    return Ready(task, actor.chat, records, checked), actor
+
+
+def main(cfg: Prefer) -> Path:
+    """Run the command; returns the run folder, which holds policy/ and prefer.json."""
+    training, heldout = load_split(cfg)
+    prepared, actor = ready(cfg, training, heldout)
+    run = run_task(cfg, "prefer", prepared, monitor_hooks(cfg.monitor, actor, cfg.seed))
     heldout_accuracy(cfg, actor, heldout, run)
     save_policy(actor.module, actor.tokenizer, run.folder / "policy")
-    run.finish({"policy": "policy"})
-    return run.folder
+    return finished(run, "policy")

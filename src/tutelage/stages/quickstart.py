@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import asdict, dataclass
-from importlib.resources import files
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from tutelage.config import config
+from tutelage.config import config, dump
 from tutelage.console import say, stage
 from tutelage.evaluation.report import quickstart_report
-from tutelage.records import Prompt, read_jsonl, to_json, user, write_jsonl
+from tutelage.records import to_json, write_jsonl
 from tutelage.stages.common import DEMO_MODEL, out_folder
+from tutelage.stages.quickstart_plan import FULL, QUICK, STORY, policy_stage, recipe_of, split_prompts
 from tutelage.stages.run import run_stages
 from tutelage.stages.story import collect
+from tutelage.stages.training import load
 
 Method = Literal["grpo", "ppo", "reinforce", "rloo", "dpo"]
 
@@ -48,47 +49,28 @@ class Quickstart:
     """For checking the claim: labels that say nothing (the win rate must stay at 1/2), or the hidden rule itself as the reward (the ceiling)."""
 
 
-@dataclass(frozen=True)
-class Budget:
-    """What a run spends; docs/quickstart.md has the tokens of each phase."""
-
-    train_prompts: int
-    heldout_prompts: int
-    answers: int
-    heldout_answers: int
-    reward_epochs: float
-    steps: int
-    prompts_a_step: int
-    group: int
-    look_every: int
-    look_prompts: int
-    max_new_tokens: int = 48
-
-
-FULL = Budget(240, 240, 4, 2, 2.0, 24, 8, 6, 6, 48)
-QUICK = Budget(4, 4, 2, 2, 0.5, 1, 2, 2, 1, 2, 10)
-TEMPERATURE = 0.8
-REWARD_BATCH = 4
-
-
 def main(cfg: Quickstart) -> Path:
     """Run everything; returns the run folder, which holds report.html and rl/policy (or prefer/policy)."""
     budget = QUICK if cfg.quick else FULL
     training, heldout = split_prompts(cfg, budget)
+    if cfg.feedback is not None:
+        load((cfg.feedback,), "comparison", "error", "no feedback")  # bad rows are told before a model loads
     folder = out_folder(cfg, "quickstart")  # type: ignore[arg-type]
     if folder.exists() and any(folder.iterdir()) and not cfg.resume:
         raise ValueError(f"{folder} is not empty; go on with it by --resume, or give another --out")
     write_jsonl(folder / "prompts" / "train.jsonl", map(to_json, training))
     write_jsonl(folder / "prompts" / "heldout.jsonl", map(to_json, heldout))
     recipe = recipe_of(cfg, budget, folder, len(training))
-    (folder / "settings.json").write_text(json.dumps({"settings": asdict(cfg), "budget": asdict(budget)}, indent=1))
+    dump(cfg, folder / "config.yaml", command="quickstart")
+    (folder / "budget.json").write_text(json.dumps(asdict(budget), indent=1))
+    again = f"tutelage quickstart {folder / 'config.yaml'} --out {folder} --resume"
     clock = time.perf_counter()
     minutes: dict[str, float] = _earlier_minutes(folder)
     for name in recipe["stages"]:
         title, text = STORY[name]
         stage(title, text)
         begun = time.perf_counter()
-        run_stages(recipe, folder, True, "quickstart", only=name)
+        run_stages(recipe, folder, True, "quickstart", only=name, resume_command=again)
         minutes[name] = minutes.get(name, 0.0) + (time.perf_counter() - begun) / 60
         (folder / "minutes.json").write_text(json.dumps(minutes, indent=1))
         collect(folder, cfg, minutes)
@@ -106,7 +88,7 @@ def _closing(cfg: Quickstart, folder: Path) -> None:
     elif found.get("win_gold"):
         win = found["win_gold"]
         say(
-            f"Preferred to the reference by the gold rule on {len(result['prompts']['examples']) and win['clusters']} held-out prompts: "
+            f"Preferred to the reference by the gold rule on {win['clusters']} held-out prompts: "
             f"{win['estimate']:.1%} [{win['low']:.1%}, {win['high']:.1%}]"
         )
     elif found.get("win_reward"):
@@ -117,166 +99,12 @@ def _closing(cfg: Quickstart, folder: Path) -> None:
     say(f"The report:          {folder / 'report.html'}")
     say(f"Talk to the result:  tutelage chat {folder / policy_stage(cfg)}")
     say(f"Judge it blind:      tutelage chat {folder / policy_stage(cfg)} --compare {cfg.model}")
-    say(
-        f"Judge the answers yourself (when the annotation app is installed): tutelage collect --data {folder}/answers/answers.jsonl"
-    )
-
-
-def policy_stage(cfg: Quickstart) -> str:
-    """The stage whose folder holds the trained policy."""
-    return "prefer" if cfg.algorithm == "dpo" else "rl"
-
-
-def split_prompts(cfg: Quickstart, budget: Budget) -> tuple[list[Prompt], list[Prompt]]:
-    """(training, held out): the built-in prompts by their own split, a user's by position (the last third is held out)."""
-    if cfg.prompts is None:
-        rows = list(read_jsonl(Path(str(files("tutelage") / "quickstart_data" / "prompts.jsonl"))))
-        both = [
-            [user(r["prompt"], id=r["id"], category=r["category"]) for r in rows if r["split"] == s]
-            for s in ("train", "heldout")
-        ]
-        return both[0][: budget.train_prompts], both[1][: budget.heldout_prompts]
-    from tutelage.stages.sample import load_prompts
-
-    own = load_prompts((cfg.prompts,))
-    if len(own) < 3:
-        raise ValueError(
-            f"{cfg.prompts}: {len(own)} prompts; at least 3 are needed, and 200 held-out ones for a tight interval"
+    if cfg.feedback is None:
+        say(
+            f"People could judge instead of the simulated labellers: tutelage collect --data {folder / 'answers' / 'answers.jsonl'}"
         )
-    cut = len(own) - max(1, len(own) // 3)
-    return own[:cut][: budget.train_prompts], own[cut:][: budget.heldout_prompts]
-
-
-def recipe_of(cfg: Quickstart, budget: Budget, folder: Path, prompts: int) -> dict[str, Any]:
-    """The stages, as any recipe has them: `tutelage run` could run this."""
-    sampling = {"temperature": TEMPERATURE, "max_new_tokens": budget.max_new_tokens}
-    stages: dict[str, dict[str, Any]] = {}
-    if cfg.feedback is None:
-        stages["answers"] = {
-            "command": "sample",
-            "data": [str(folder / "prompts" / "train.jsonl")],
-            "answers": budget.answers,
-            **sampling,
-        }
-    stages["heldout"] = {
-        "command": "sample",
-        "data": [str(folder / "prompts" / "heldout.jsonl")],
-        "answers": budget.heldout_answers,
-        "seed": cfg.seed + 1000,
-        **sampling,
-    }
-    comparisons: dict[str, Any] = {"data": [cfg.feedback]}
-    if cfg.feedback is None:
-        stages["feedback"] = {
-            "command": "simulate",
-            "data": "@answers/answers.jsonl",
-            "heldout": "@heldout/answers.jsonl",
-            "seed": cfg.seed,
-            "labels": "shuffled" if cfg.control == "shuffled_labels" else "simulated",
-        }
-        comparisons = {"data": ["@feedback/comparisons.jsonl"], "heldout": ["@feedback/heldout.jsonl"]}
-    per_epoch = prompts / REWARD_BATCH
-    stages["reward"] = {
-        "command": "reward",
-        "steps": max(1, round(budget.reward_epochs * per_epoch)),
-        "batch_size": min(REWARD_BATCH, prompts),
-        "full": True,
-        "optimization": {
-            "learning_rate": 5e-5,
-            "schedule": "linear",
-            "warmup_steps": 4,
-            "weight_decay": 0.01,
-            "save_every": 20,
-            "keep_checkpoints": 1,
-        },
-        **comparisons,
-    }
-    stages[policy_stage(cfg)] = _policy(cfg, budget, folder, comparisons)
-    judges = ["@reward"] if cfg.feedback else ["gold", "@reward"]
-    stages["evaluation"] = {
-        "command": "evaluate",
-        "model": f"@{policy_stage(cfg)}",
-        "against": "@heldout/answers.jsonl",
-        "reference": cfg.model,
-        "judge": judges,
-        "answers": budget.heldout_answers,
-        "seed": cfg.seed + 2000,
-        **sampling,
-    }
-    return {"model": cfg.model, "seed": cfg.seed, "device": cfg.device, "stages": stages}
-
-
-def _policy(cfg: Quickstart, budget: Budget, folder: Path, comparisons: dict[str, Any]) -> dict[str, Any]:
-    monitor = {
-        "against": "@heldout/answers.jsonl",
-        "judges": ["@reward"] if cfg.feedback else ["gold", "@reward"],
-        "every": budget.look_every,
-        "prompts": budget.look_prompts,
-        "max_new_tokens": budget.max_new_tokens,
-    }
-    steps = cfg.steps or budget.steps
-    if cfg.algorithm == "dpo":
-        return {
-            "command": "prefer",
-            "steps": steps,
-            "batch_size": budget.prompts_a_step,
-            "temperature": TEMPERATURE,
-            "algorithm": {"name": "dpo", "beta": 0.1},
-            "monitor": monitor,
-            "optimization": {"save_every": 5},
-            **comparisons,
-        }
-    method: dict[str, Any] = {"name": cfg.algorithm, "group_size": budget.group}
-    if cfg.algorithm in ("reinforce", "rloo", "ppo"):
-        method["kl_coefficient"] = 0.02
-    reward = "tutelage.stages.simulate:gold_reward" if cfg.control == "gold_reward" else "@reward"
-    return {
-        "command": "rl",
-        "data": [str(folder / "prompts" / "train.jsonl")],
-        "reward": [reward],
-        "steps": steps,
-        "batch_size": budget.prompts_a_step,
-        "algorithm": method,
-        "temperature": TEMPERATURE,
-        "max_new_tokens": budget.max_new_tokens,
-        "monitor": monitor,
-        "optimization": {"save_every": 5},
-    }
 
 
 def _earlier_minutes(folder: Path) -> dict[str, float]:
     path = folder / "minutes.json"
     return json.loads(path.read_text()) if path.is_file() else {}
-
-
-STORY = {
-    "answers": (
-        "The reference answers the training prompts",
-        "The model as it is answers each prompt several times. These answers are what feedback will compare.",
-    ),
-    "heldout": (
-        "The reference answers the held-out prompts",
-        "Other prompts, never trained on: at the end the trained model must beat these answers.",
-    ),
-    "feedback": (
-        "Feedback (simulated labellers)",
-        "Three SIMULATED labellers rank the answers by a hidden rule, with noise, lapses and a side bias. No person was asked; "
-        "because the rule is known, what is learnt can be checked against the truth.",
-    ),
-    "reward": (
-        "The reward model learns to predict the feedback",
-        "A copy of the model with one number as output; it sees answers and choices only, never the hidden rule.",
-    ),
-    "rl": (
-        "The policy learns from the reward model",
-        "It answers prompts, the reward model scores the answers, better ones become likelier; a penalty keeps it near the reference.",
-    ),
-    "prefer": (
-        "The policy learns from the comparisons",
-        "What was chosen becomes likelier than what was rejected, relative to the reference (DPO).",
-    ),
-    "evaluation": (
-        "Evaluation on held-out prompts",
-        "New answers against the reference's, judged by the reward model and, where labels were simulated, by the hidden rule.",
-    ),
-}

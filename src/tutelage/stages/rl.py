@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
@@ -15,19 +16,20 @@ from tutelage.algorithms.reinforce import Reinforce
 from tutelage.config import config
 from tutelage.console import say
 from tutelage.data.collate import check_prompts
-from tutelage.data.stream import Stream
+from tutelage.data.readers import Loaded
 from tutelage.evaluation.winrate import Judge
 from tutelage.models.heads import ScalarModel, new_scalar_model
 from tutelage.models.load import load_backbone, save_policy
 from tutelage.models.logprobs import HeadedModel
 from tutelage.models.sampling import Decoding
+from tutelage.records import Prompt
 from tutelage.rewards.combine import Combined, combine
-from tutelage.stages.common import Actor, Count, Training, load_actor, open_run, precision, resume_line
-from tutelage.stages.monitor import Monitor, judge, label, monitor_hooks
-from tutelage.stages.sample import load_prompts
-from tutelage.training.loop import Task, train
+from tutelage.stages.common import Actor, Count, Training, load_actor, precision
+from tutelage.stages.monitor import Monitor, judges_of, monitor_hooks
+from tutelage.stages.sample import NO_PROMPTS
+from tutelage.stages.training import Ready, finished, load, records_of, run_task, stream_of
+from tutelage.training.loop import Task
 from tutelage.training.rollouts import RolloutSource
-from tutelage.training.run import Run
 
 Algorithm = Reinforce | GRPO | PPO
 DEFAULT_STEPS = 100
@@ -41,7 +43,7 @@ class RL(Training):
     """The method; `--algorithm grpo|reinforce|rloo|ppo|dr_grpo`."""
     reward: tuple[str, ...] = ()
     """What is rewarded: a rule's name, `package.module:function`, or a reward model's folder; `NAME=0.5` gives a weight."""
-    on_error: Annotated[str, Field(pattern="^(error|0)$")] = "error"
+    on_error: Literal["error", "0"] = "error"
     """A reward function that raises or hangs stops the run (`error`), or scores 0 and is counted (`0`)."""
     temperature: float = Field(default=1.0, gt=0)
     """Answers are sampled at it and log-probs are taken at it."""
@@ -51,45 +53,50 @@ class RL(Training):
     """Win rate against the reference's answers while training."""
 
 
+def ready(cfg: RL, prompts: Sequence[Loaded], rewards: Combined) -> tuple[Ready[Prompt], Actor]:
+    """The task, with the data checked and the models loaded."""
+    records: list[Prompt] = records_of(prompts)
+    rewards.check(records)
+    actor = load_actor(cfg, cfg.adapter, temperature=cfg.temperature, tokens=cfg.optimization.tokens_per_pass)
+    check_prompts(records, actor.chat, cfg.max_tokens - cfg.max_new_tokens)
+    value = _value_model(cfg) if "value" in cfg.algorithm.needs else None
+    task = _task(cfg, actor, value, _source(cfg, actor, rewards, prompts))
+    say(f"{len(records)} prompts, {cfg.batch_size} x {cfg.algorithm.group_size} answers a step, {task.steps} steps")
+    return Ready(task, actor.chat, records), actor
+
+
 def main(cfg: RL) -> Path:
     """Run the command; returns the run folder, which holds policy/."""
     if not cfg.reward:
         raise ValueError(
             "no reward: give --reward NAME, package.module:function or a reward model's folder (docs/rewards.md)"
         )
-    prompts = load_prompts(cfg.data, cfg.bad_rows)
-    rewards = combine(cfg.reward, cfg.on_error, cfg.device)
-    actor = load_actor(cfg, cfg.adapter, temperature=cfg.temperature, tokens=cfg.optimization.tokens_per_pass)
-    check_prompts(prompts, actor.chat, cfg.max_tokens - cfg.max_new_tokens)
-    run = open_run(cfg, "rl")
-    value = _value_model(cfg) if "value" in cfg.algorithm.needs else None
-    task = _task(cfg, actor, value, _source(cfg, actor, rewards, prompts, run))
-    say(f"{len(prompts)} prompts, {cfg.batch_size} x {cfg.algorithm.group_size} answers a step, {task.steps} steps")
-    hooks = monitor_hooks(cfg.monitor, actor, cfg.seed, _judges(cfg, rewards))
-    train(task, run, hooks, resume_line("rl", run))
+    prompts = load(cfg.data, "prompt", cfg.bad_rows, NO_PROMPTS)
+    with combine(cfg.reward, cfg.on_error, cfg.device) as rewards:
+        prepared, actor = ready(cfg, prompts, rewards)
+        run = run_task(cfg, "rl", prepared, monitor_hooks(cfg.monitor, actor, cfg.seed, _judges(cfg, rewards)))
     save_policy(actor.module, actor.tokenizer, run.folder / "policy")
-    run.finish({"policy": "policy"})
-    return run.folder
+    return finished(run, "policy")
 
 
 def _judges(cfg: RL, rewards: Combined) -> dict[str, Judge]:
     """The monitor's judges; one that is the reward itself is not loaded a second time."""
     if cfg.monitor.against is None:
         return {}
-    return {label(name): rewards if cfg.reward == (name,) else judge(name) for name in cfg.monitor.judges}
+    return judges_of(cfg.monitor.judges, {cfg.reward[0]: rewards} if len(cfg.reward) == 1 else {})
 
 
-def _source(cfg: RL, actor: Actor, rewards: Combined, prompts: list, run: Run) -> RolloutSource:
-    stream = Stream(prompts, min(cfg.batch_size, len(prompts)), cfg.seed)
+def _source(cfg: RL, actor: Actor, rewards: Combined, prompts: Sequence[Loaded]) -> RolloutSource:
+    size = min(cfg.batch_size, len(records_of(prompts)))
     return RolloutSource(
-        draw_prompts=stream.draw,
+        draw_prompts=stream_of(prompts, size, cfg.seed)[0],
         encode=actor.chat.prompt_tokens,
         sampler=actor.decoder,
         score=rewards.score,
         decoding=Decoding(cfg.max_new_tokens, cfg.temperature),
         group_size=cfg.algorithm.group_size,
         seed=cfg.seed,
-        keep_samples=run.sample,
+        keep_samples=lambda step, rows: None,  # the run folder is opened later
     )
 
 

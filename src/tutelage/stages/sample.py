@@ -10,10 +10,12 @@ from pydantic import Field
 
 from tutelage.config import config
 from tutelage.console import say, track
-from tutelage.data.readers import load_records
-from tutelage.models.sampling import Decoder, Decoding
+from tutelage.models.sampling import Decoding
 from tutelage.records import Answer, AnswerGroup, Prompt, group_from_json, read_jsonl, to_json, write_jsonl
 from tutelage.stages.common import Actor, Common, Count, load_actor, out_folder
+from tutelage.stages.training import load, records_of
+
+NO_PROMPTS = 'no prompts: give --data FILE (one {"prompt": ...} a line is enough; see docs/data.md)'
 
 
 @config
@@ -45,14 +47,14 @@ def main(cfg: Sample) -> Path:
     if target.exists() and not cfg.resume:
         raise ValueError(f"{target} exists; give another --out")
     actor = load_actor(cfg, None, trained=False)
-    groups = answer(actor.decoder, actor, prompts, cfg.answers, cfg.decoding, f"{cfg.seed}/sample", "answering")
+    groups = answer(actor, prompts, cfg.answers, cfg.decoding, seed=f"{cfg.seed}/sample", label="answering")
     write_groups(target, groups)
     say(f"{len(groups)} prompts x {cfg.answers} answers in {target}")
     return target
 
 
 def answer(
-    decoder: Decoder, actor: Actor, prompts: list[Prompt], count: int, decoding: Decoding, seed: str, label: str
+    actor: Actor, prompts: list[Prompt], count: int, decoding: Decoding, *, seed: str, label: str
 ) -> list[AnswerGroup]:
     """Answers to all prompts with a progress bar; the author is left to the caller."""
     tokens = [actor.chat.prompt_tokens(prompt) for prompt in prompts]
@@ -64,15 +66,13 @@ def answer(
             spoken += len(one.tokens)
             bar.advance(1, **{"tokens/s": spoken / (time.perf_counter() - clock)})
 
-        groups = decoder.sample(tokens, count, decoding, seed, ended)
+        groups = actor.decoder.sample(tokens, count, decoding, seed, ended)
     return [AnswerGroup(prompt, tuple(group)) for prompt, group in zip(prompts, groups, strict=True)]
 
 
 def load_prompts(sources: tuple[str, ...], bad_rows: Any = "error") -> list[Prompt]:
     """Prompts of any shape; ValueError where none is named."""
-    if not sources:
-        raise ValueError('no prompts: give --data FILE (one {"prompt": ...} a line is enough; see docs/data.md)')
-    return [record for source in sources for record in load_records(source, "prompt", bad_rows).records]
+    return records_of(load(sources, "prompt", bad_rows, NO_PROMPTS))
 
 
 def write_groups(path: Path, groups: list[AnswerGroup]) -> None:

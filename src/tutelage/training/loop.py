@@ -9,7 +9,10 @@ from typing import Any
 
 import torch
 from torch import nn
+
+from tutelage.algorithms.base import Algorithm, Models, State
 from tutelage.console import track
+from tutelage.data.batch import Rows
 from tutelage.training.checkpoint import (
     Saved,
     load_optimizer,
@@ -18,11 +21,8 @@ from tutelage.training.checkpoint import (
     trainable_tensors,
 )
 from tutelage.training.interrupt import Interrupt, Interrupted
-from tutelage.training.run import Run
-
-from tutelage.algorithms.base import Algorithm, Models, State
-from tutelage.data.batch import Rows
 from tutelage.training.optim import Optimization, adamw, learning_rate, named_trainable, set_learning_rate
+from tutelage.training.run import Run
 from tutelage.training.update import Averages, accumulate, clip_gradients, minibatches
 
 Draw = Callable[[int], tuple[Rows, Mapping[str, float]]]
@@ -95,6 +95,7 @@ def one_step(task: Task, progress: Progress) -> dict[str, float]:
     """One step of the loop: a batch, what it holds fixed, and one or several optimiser steps on it."""
     clock = time.perf_counter()
     batch, drawn = task.draw(progress.step)
+    batch = batch.to(next(iter(named_trainable(task.trained).values())).device)
     drawn_at = time.perf_counter()
     batch, state, prepared = task.algorithm.prepare(task.models, batch, progress.state)
     prepared_at = time.perf_counter()

@@ -11,7 +11,7 @@ import torch
 
 from tutelage.data.batch import Rollouts, sequences
 from tutelage.models.sampling import Decoding, Sampler
-from tutelage.records import Answer, AnswerGroup, Prompt
+from tutelage.records import Answer, Prompt
 
 Score = Callable[[list[Prompt], list[list[Answer]]], tuple[list[list[float]], Mapping[str, list[list[float]]]]]
 """Prompts and their groups of answers -> rewards [P][G] and their parts by name."""
@@ -94,18 +94,3 @@ def sample_rows(
         }
         for p, (prompt, group) in enumerate(zip(prompts, groups, strict=True))
     ]
-
-
-def sample_groups(
-    sampler: Sampler,
-    prompts: Sequence[Prompt],
-    encode: Callable[[Prompt], Sequence[int]],
-    answers: int,
-    *,
-    decoding: Decoding,
-    seed: str,
-) -> list[AnswerGroup]:
-    """Answers to prompts outside training (feedback, evaluation), keyed to their prompts."""
-    tokens = [list(encode(prompt)) for prompt in prompts]
-    groups = sampler.sample(tokens, answers, decoding, seed)
-    return [AnswerGroup(prompt, tuple(group)) for prompt, group in zip(prompts, groups, strict=True)]
