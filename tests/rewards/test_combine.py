@@ -31,7 +31,6 @@ def test_weighted_sum_by_hand():
             "vowels": [[2, 0], [0, 0]],
         }
         assert reward(PROMPTS, GROUPS) == total
-        assert reward.judges()["reward"](PROMPTS, GROUPS) == total
 
 
 def test_negative_weights_and_settings():

@@ -47,6 +47,9 @@ def sometimes(prompt, answers):
 def tells(prompt, answers):
     said = (prompt.messages[0].content, prompt.solution, answers[0].tokens, answers[0].stop_reason)
     return [float(said == ("", "é", (1, 2), "length")), float(answers[1] == type(answers[1])("b"))]
+def slow(prompt, answers):
+    if prompt.id == "slow": time.sleep(1.5)
+    return [7.0 if prompt.id == "slow" else 1.0] * len(answers)
 not_a_function = 3
 """
 PROMPT, ANSWERS = user("hello", id="p1"), [Answer("one two"), Answer("three")]
@@ -128,7 +131,7 @@ def test_a_hang_ends_at_the_deadline(reward, name):
     pid = _pid(slow.child)
     clock = time.monotonic()
     assert slow.measure([PROMPT], [ANSWERS]).values == [[0, 0]]
-    assert 0.5 <= time.monotonic() - clock < 10
+    assert 0.5 <= time.monotonic() - clock < 30
     assert not _alive(pid)
     with pytest.raises(ValueError, match=f"reward my_rewards:{name} did not answer within 0.5 s on prompt 'p1'"):
         reward(name, deadline=0.5).measure([PROMPT], [ANSWERS])
@@ -156,13 +159,12 @@ def test_what_cannot_be_called_is_refused_at_once(module, path, settings, messag
         ImportedReward.of(path, settings)
 
 
-def test_an_interrupted_call_cannot_answer_the_next_one(module):
-    child = Child("my_rewards:remembers", 0.0, here=True)
-    child.start()
+def test_a_late_reply_cannot_answer_the_next_call(module):
+    child = Child("my_rewards:slow", 0.2, here=True)
     with pytest.raises(ChildHungError):
-        child.call(PROMPT, ANSWERS)
-    child.deadline = 10.0
-    assert child.call(user("x", id="p9"), ANSWERS[:1]) == [1.0]
+        child.call(user("x", id="slow"), ANSWERS[:1])
+    child.deadline = 20.0
+    assert child.call(user("x", id="quick"), ANSWERS[:1]) == [1.0]
     child.kill()
 
 
@@ -170,7 +172,7 @@ def test_a_child_does_not_outlive_a_killed_parent(module, tmp_path):
     """SIGKILL of the parent in the middle of a call that holds the lock: the kernel's alarm ends the child."""
     script = (
         "import sys\nfrom tutelage.rewards.functions import ImportedReward\nfrom tutelage.records import user, Answer\n"
-        "reward = ImportedReward.of('my_rewards:spins', deadline=1.0)\n"
+        "reward = ImportedReward.of('my_rewards:spins', deadline=2.0)\n"
         "print(reward.child.pid, flush=True)\nreward(user('x'), [Answer('a')])\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2] / "src")}
@@ -181,7 +183,7 @@ def test_a_child_does_not_outlive_a_killed_parent(module, tmp_path):
     parent.kill()
     parent.wait()
     assert _alive(pid)
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 30
     while _alive(pid) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not _alive(pid)

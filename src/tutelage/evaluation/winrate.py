@@ -34,8 +34,19 @@ def compare(
     tie_margin: float = 1e-9,
 ) -> Comparison:
     """Judge both sides; intervals are clustered by prompt. `rng` asks for the win rate at equal length too (bootstrap)."""
+    return compare_scores(policy, reference, (scores(policy, judge), scores(reference, judge)), rng, tie_margin)
+
+
+def compare_scores(
+    policy: Sequence[AnswerGroup],
+    reference: Sequence[AnswerGroup],
+    scored: tuple[list[list[float]], list[list[float]]],
+    rng: np.random.Generator | None = None,
+    tie_margin: float = 1e-9,
+) -> Comparison:
+    """The same from scores that are there already: (the policy's, the reference's), a list a prompt."""
     assert [g.prompt.key for g in policy] == [g.prompt.key for g in reference], "both sides answer the same prompts"
-    ours, theirs = scores(policy, judge), scores(reference, judge)
+    ours, theirs = scored
     outcomes, lengths, clusters = [], [], []
     for p, (mine, other) in enumerate(zip(ours, theirs, strict=True)):
         for k, (a, b) in enumerate(zip(mine, other, strict=False)):

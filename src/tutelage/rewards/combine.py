@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -68,10 +68,6 @@ class Combined:
     def __call__(self, prompts: Sequence[Prompt], groups: Sequence[Sequence[Answer]]) -> Grid:
         """The rewards alone: what a judge is (higher is preferred)."""
         return self.score(prompts, groups)[0]
-
-    def judges(self) -> dict[str, Callable[[Sequence[Prompt], Sequence[Sequence[Answer]]], Grid]]:
-        """The sum as the judge `reward`: what training raises, beside other judges in the curves."""
-        return {"reward": self}
 
     def check(self, prompts: Iterable[Prompt]) -> None:
         """Raises ValueError for the first prompt without the solution that a term compares with."""

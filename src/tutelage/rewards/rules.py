@@ -22,7 +22,7 @@ def length_penalty(prompt: Prompt, answers: list[Answer], *, target: float = 100
 
     The soft overlong punishment of DAPO (arXiv:2503.14476, eq. 13), in words, so that it means the same for every tokenizer.
     """
-    return [-min(max(words(answer) - target, 0.0) / span, 1.0) for answer in answers]
+    return [0.0 - min(max(words(answer) - target, 0.0) / span, 1.0) for answer in answers]
 
 
 def finished(prompt: Prompt, answers: list[Answer]) -> list[float]:
@@ -32,7 +32,7 @@ def finished(prompt: Prompt, answers: list[Answer]) -> list[float]:
 
 def five_lines(prompt: Prompt, answers: list[Answer], *, lines: int = 5) -> list[float]:
     """-|n - lines| / lines for n lines with something in them, and no lower than -1: 0 for exactly five, -0.2 for four or six."""
-    return [-min(abs(_lines(answer) - lines) / lines, 1.0) for answer in answers]
+    return [0.0 - min(abs(_lines(answer) - lines) / lines, 1.0) for answer in answers]
 
 
 def think_answer_format(prompt: Prompt, answers: list[Answer]) -> list[float]:

@@ -13,7 +13,7 @@ from pydantic import Field
 from tutelage.config import config, dump
 from tutelage.console import say
 from tutelage.data.collate import prompts_and_answers
-from tutelage.evaluation.winrate import Judge, compare, divergence, interval, lengths, scores
+from tutelage.evaluation.winrate import compare_scores, divergence, interval, lengths, scores
 from tutelage.models.load import load_policy, load_tokenizer
 from tutelage.models.logprobs import CausalModel
 from tutelage.models.sampling import Decoding
@@ -61,8 +61,11 @@ def main(cfg: Evaluate) -> Path:
         rival = load_actor(_with_model(cfg), None, trained=False)
         other = answer(rival.decoder, rival, prompts, cfg.answers, decoding, f"{cfg.seed}/against", "the other answers")
     ours = answer(actor, prompts, cfg.answers, decoding, seed=f"{cfg.seed}/evaluate", label="answering")
-    found = {"prompts": len(prompts), "answers": cfg.answers, "policy": lengths(ours)}
-    found["judges"] = {name: report(one, ours, other, cfg.seed) for name, one in judges.items()}
+    scored = {
+        name: (scores(ours, one), None if other is None else scores(other, one)) for name, one in judges.items()
+    }  # once: a reward model reads every answer
+    found: dict[str, Any] = {"prompts": len(prompts), "answers": cfg.answers, "policy": lengths(ours)}
+    found["judges"] = {name: report(one, ours, other, cfg.seed) for name, one in scored.items()}
     if other is not None:
         found["against"] = lengths(other)
     base = cfg.reference or (cfg.against if cfg.against and not cfg.against.endswith(".jsonl") else None)
@@ -70,7 +73,7 @@ def main(cfg: Evaluate) -> Path:
         found["kl"] = interval(divergence(ours, base_logprobs(cfg, base, ours, actor)))
     folder.mkdir(parents=True, exist_ok=True)
     write_groups(folder / "answers.jsonl", ours)
-    write_jsonl(folder / "samples.jsonl", _samples(ours, other, judges))
+    write_jsonl(folder / "samples.jsonl", _samples(ours, other, scored))
     (folder / "evaluation.json").write_text(json.dumps(found, indent=1))
     dump(cfg, folder / "config.yaml", command="evaluate")
     for name, one in found["judges"].items() if cfg.announce else ():
@@ -78,19 +81,24 @@ def main(cfg: Evaluate) -> Path:
     return folder
 
 
-def report(one: Judge, ours: list[AnswerGroup], other: list[AnswerGroup] | None, seed: int) -> dict[str, Any]:
+Scored = tuple[list[list[float]], list[list[float]] | None]
+"""A judge's scores of our answers and, where there is another side, of its answers."""
+
+
+def report(scored: Scored, ours: list[AnswerGroup], other: list[AnswerGroup] | None, seed: int) -> dict[str, Any]:
     """What a judge says: mean score; against another policy win rate, ties, equal-length win rate, paired difference."""
-    if other is None:
-        return {"score": interval(_mean(scores(ours, one)))}
-    found = compare(ours, other, one, np.random.default_rng(seed))
-    mine, theirs = ([float(np.mean(row)) for row in scores(groups, one)] for groups in (ours, other))
+    mine, theirs = scored
+    if other is None or theirs is None:
+        return {"score": interval(_mean(mine))}
+    found = compare_scores(ours, other, (mine, theirs), np.random.default_rng(seed))
+    means = ([float(np.mean(row)) for row in rows] for rows in (mine, theirs))
     return {
         "win_rate": interval(found.win_rate),
         "ties": found.ties,
         "matched_length": interval(found.matched_length),
         "score": interval(found.score),
         "against_score": interval(found.reference_score),
-        "difference": interval(paired_difference(mine, theirs)),
+        "difference": interval(paired_difference(*means)),
     }
 
 
@@ -125,17 +133,19 @@ def _mean(rows: list[list[float]]) -> Any:
 
 
 def _samples(
-    ours: list[AnswerGroup], other: list[AnswerGroup] | None, judges: dict[str, Judge], count: int = 20
+    ours: list[AnswerGroup], other: list[AnswerGroup] | None, scored: dict[str, Scored], count: int = 20
 ) -> list[dict[str, Any]]:
     """The first prompts with both sides' first answers and their scores."""
-    sides = {"policy": ours[:count]} | ({} if other is None else {"against": other[:count]})
-    rows: list[dict[str, Any]] = [{"prompt": to_json(group.prompt)["messages"]} for group in ours[:count]]
-    for side, groups in sides.items():
-        for name, one in judges.items():
-            for row, values in zip(rows, scores(groups, one), strict=True):
-                row[f"{name}_{side}"] = values[0]
-        for row, group in zip(rows, groups, strict=True):
-            row[side] = group.answers[0].text
+    rows = []
+    for p, group in enumerate(ours[:count]):
+        row: dict[str, Any] = {"prompt": to_json(group.prompt)["messages"], "policy": group.answers[0].text}
+        if other is not None:
+            row["against"] = other[p].answers[0].text
+        for name, (mine, theirs) in scored.items():
+            row[f"{name}_policy"] = mine[p][0]
+            if theirs is not None:
+                row[f"{name}_against"] = theirs[p][0]
+        rows.append(row)
     return rows
 
 
