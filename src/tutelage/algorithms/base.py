@@ -40,7 +40,7 @@ class ScalarModel(Protocol):
         """V before answer token t is said: column t reads the state that token t is chosen in."""
         ...
 
-    def scores(self, answers: Sequences) -> Float[Tensor, B]:
+    def scores(self, answers: Sequences) -> Float[Tensor, "B"]:
         """One score a row, read at its last real token."""
         ...
 

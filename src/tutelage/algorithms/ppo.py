@@ -78,7 +78,7 @@ class PPO:
         prepared = ActorCriticBatch(batch.answers, advantages, batch.sampler_logprobs, ref, returns, values)
         return prepared, state, metrics
 
-    def _beyond_the_cut(self, model: ScalarModel, batch: Rollouts) -> Float[Tensor, B]:
+    def _beyond_the_cut(self, model: ScalarModel, batch: Rollouts) -> Float[Tensor, "B"]:
         """V after the last token of the answers that the token limit cut; 0 for those that ended."""
         with torch.no_grad():
             return torch.where(batch.finished, 0.0, model.scores(batch.answers))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
@@ -27,7 +27,10 @@ class DPO:
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
     """Probability that a label is wrong (cDPO); ties in the data count as 1/2 by themselves."""
 
-    needs: ClassVar[tuple[str, ...]] = ("policy", "reference")
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The policy, and the reference that its log-probs are compared with."""
+        return ("policy", "reference")
 
     def initial_state(self) -> State:
         """Nothing is carried from step to step."""
@@ -67,4 +70,5 @@ class DPO:
 def sequence_logprobs(model: LanguageModel, batch: Pairs) -> tuple[Tensor, Tensor]:
     """log p(chosen | prompt) and log p(rejected | prompt), summed over the answers' own tokens, from one forward.  [B], [B]"""
     answers, which = distinct(batch.both())
-    return keep(model.logprobs(answers), answers.mask).sum(-1)[which].chunk(2)
+    chosen, rejected = keep(model.logprobs(answers), answers.mask).sum(-1)[which].chunk(2)
+    return chosen, rejected

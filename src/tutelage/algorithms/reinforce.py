@@ -63,7 +63,7 @@ class Reinforce:
         prepared = PolicyBatch(batch.answers, advantages, batch.sampler_logprobs, ref)
         return prepared, state.updated(totals), rollout_metrics(batch, ref if penalised else None)
 
-    def _baseline(self, totals: Float[Tensor, B], batch: Rollouts, state: RunningMean) -> Float[Tensor, B]:
+    def _baseline(self, totals: Float[Tensor, "B"], batch: Rollouts, state: RunningMean) -> Float[Tensor, "B"]:
         if self.baseline == "none":
             return torch.zeros_like(totals)
         if self.baseline == "running_mean":

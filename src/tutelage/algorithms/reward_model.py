@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -23,7 +23,10 @@ class BradleyTerry:
     centering: float = 0.01
     """Weight of (r(chosen) + r(rejected))^2, which fixes the free offset of the scores near 0 (0: off)."""
 
-    needs: ClassVar[tuple[str, ...]] = ("reward",)
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The reward model alone."""
+        return ("reward",)
 
     def initial_state(self) -> State:
         """Nothing is carried from step to step."""

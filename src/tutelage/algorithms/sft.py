@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -22,7 +22,10 @@ class SFT:
     average: Literal["token", "sequence"] = "token"
     """`token`: every trained token of the step counts the same; `sequence`: every example does (1/length inside it)."""
 
-    needs: ClassVar[tuple[str, ...]] = ("policy",)
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The policy alone."""
+        return ("policy",)
 
     def initial_state(self) -> State:
         """Nothing is carried from step to step."""

@@ -73,8 +73,8 @@ class Sequences(Rows):
 
     tokens: Int[Tensor, "B T"]
     mask: Bool[Tensor, "B T"]
-    lengths: Int[Tensor, B]
-    prompt_of: Int[Tensor, B]
+    lengths: Int[Tensor, "B"]
+    prompt_of: Int[Tensor, "B"]
     prompts: Prompts
 
     def sequences(self) -> tuple[Sequences, ...]:
@@ -94,9 +94,9 @@ class Pairs(Rows):
 
     chosen: Sequences
     rejected: Sequences
-    preference: Float[Tensor, B]
-    weight: Float[Tensor, B]
-    margin: Float[Tensor, B]
+    preference: Float[Tensor, "B"]
+    weight: Float[Tensor, "B"]
+    margin: Float[Tensor, "B"]
 
     def both(self) -> Sequences:
         """Chosen rows, then rejected rows, over the same prompts: one forward computes each prompt once."""
@@ -112,9 +112,9 @@ class Rollouts(Rows):
     """
 
     answers: Sequences
-    rewards: Float[Tensor, B]
+    rewards: Float[Tensor, "B"]
     sampler_logprobs: Float[Tensor, "B T"]
-    finished: Bool[Tensor, B]
+    finished: Bool[Tensor, "B"]
 
 
 @dataclass(frozen=True)
@@ -139,8 +139,8 @@ class ActorCriticBatch(PolicyBatch):
 class PairsWithReference(Pairs):
     """Pairs with the reference's sum of log-probs for each side (DPO and kin)."""
 
-    ref_chosen: Float[Tensor, B]
-    ref_rejected: Float[Tensor, B]
+    ref_chosen: Float[Tensor, "B"]
+    ref_rejected: Float[Tensor, "B"]
 
 
 def sequences(
@@ -187,7 +187,7 @@ def row_keys(batch: Sequences) -> list[tuple[int, ...]]:
     return [(p, *t[:n], *m[:n]) for p, n, t, m in rows]
 
 
-def distinct(batch: Sequences) -> tuple[Sequences, Int[Tensor, B]]:
+def distinct(batch: Sequences) -> tuple[Sequences, Int[Tensor, "B"]]:
     """Each different row once, and for every row of `batch` which of them it is.
 
     An answer that stands in several comparisons (a ranking of K gives K-choose-2) is then computed once.
@@ -202,7 +202,9 @@ def distinct(batch: Sequences) -> tuple[Sequences, Int[Tensor, B]]:
     return batch[kept], torch.tensor(which, device=batch.tokens.device)
 
 
-def per_group(values: Float[Tensor, B], prompt_of: Int[Tensor, B]) -> tuple[Float[Tensor, "P G"], Int[Tensor, "P G"]]:
+def per_group(
+    values: Float[Tensor, "B"], prompt_of: Int[Tensor, "B"]
+) -> tuple[Float[Tensor, "P G"], Int[Tensor, "P G"]]:
     """Values as a [P, G] matrix, a prompt a line, and the row index behind each cell (rows may come in any order).
 
     Raises ValueError where prompts have different numbers of answers.
@@ -215,7 +217,7 @@ def per_group(values: Float[Tensor, B], prompt_of: Int[Tensor, B]) -> tuple[Floa
     return values[index], index
 
 
-def ungroup(grouped: Float[Tensor, "P G"], index: Int[Tensor, "P G"]) -> Float[Tensor, B]:
+def ungroup(grouped: Float[Tensor, "P G"], index: Int[Tensor, "P G"]) -> Float[Tensor, "B"]:
     """The inverse of `per_group`: one value a row, in the rows' own order."""
     out = grouped.new_empty(index.numel())
     out[index.reshape(-1)] = grouped.reshape(-1)

@@ -19,7 +19,7 @@ class KeyValues:
 
     keys: list[Float[Tensor, "R K T D"]]
     values: list[Float[Tensor, "R K T D"]]
-    lengths: Int[Tensor, R]
+    lengths: Int[Tensor, "R"]
 
     @classmethod
     def allocate(cls, config: PretrainedConfig, rows: int, tokens: int, like: Tensor) -> KeyValues:
@@ -60,7 +60,7 @@ class Step:
     """One new token for each of the first R rows: it is written at the row's end and sees the whole row."""
 
     cache: KeyValues
-    at: Int[Tensor, R]
+    at: Int[Tensor, "R"]
     hidden: Float[Tensor, "R 1 1 T"] = field(repr=False)
 
     @classmethod

@@ -29,7 +29,7 @@ class Decoding:
         return self.top_p < 1 or self.min_p > 0
 
 
-def inverse_cdf(probabilities: Float[Tensor, "R V"], uniforms: Float[Tensor, R]) -> Int[Tensor, R]:
+def inverse_cdf(probabilities: Float[Tensor, "R V"], uniforms: Float[Tensor, "R"]) -> Int[Tensor, "R"]:
     """One draw a row by inverting the CDF at `uniforms` in [0, 1), exactly enough that no token becomes unreachable.
 
     An fp32 CDF over 49k tokens loses thousands of them to rounding; sums here are float64, first over blocks of 256 tokens,
@@ -48,7 +48,7 @@ def inverse_cdf(probabilities: Float[Tensor, "R V"], uniforms: Float[Tensor, R])
     return block * BLOCK + torch.minimum(at, _last_positive(inside))
 
 
-def _last_positive(x: Float[Tensor, "R N"]) -> Int[Tensor, R]:
+def _last_positive(x: Float[Tensor, "R N"]) -> Int[Tensor, "R"]:
     """Index of the last cell above zero."""
     return x.shape[-1] - 1 - (x > 0).flip(-1).to(torch.uint8).argmax(-1)
 

@@ -83,7 +83,8 @@ def exact(x: Tensor) -> Tensor:
 
 def head_of(model: nn.Module) -> Callable[[Tensor], Tensor]:
     """Hidden states -> logits as the model itself makes them (final soft-cap and logit scale included)."""
-    inner: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
+    whole: Any = model
+    inner = whole.get_base_model() if hasattr(whole, "get_base_model") else whole
     head = inner.get_output_embeddings()
     cap = getattr(inner.config, "final_logit_softcapping", None)
     scale = getattr(inner.config, "logit_scale", None)
@@ -100,8 +101,8 @@ def _post_process(logits: Tensor, cap: float | None, scale: float | None) -> Ten
 
 
 def label_logprobs(
-    model: nn.Module, hidden: Float[Tensor, "N D"], labels: Int[Tensor, N], temperature: float
-) -> tuple[Float[Tensor, N], Float[Tensor, N]]:
+    model: nn.Module, hidden: Float[Tensor, "N D"], labels: Int[Tensor, "N"], temperature: float
+) -> tuple[Float[Tensor, "N"], Float[Tensor, "N"]]:
     """log p(label) and the entropy of its distribution at `temperature`, fp32 (float64 models stay in float64)."""
     head = head_of(model)
     if not len(labels):
@@ -141,7 +142,8 @@ class CausalModel:
 
     def logprobs_and_entropy(self, answers: Sequences) -> tuple[Float[Tensor, "B T"], Float[Tensor, "B T"]]:
         """The same and the entropy of the distribution each token was drawn from."""
-        return _in_pieces(self._measure, answers, self.tokens_per_pass)
+        logp, entropy = _in_pieces(self._measure, answers, self.tokens_per_pass)
+        return logp, entropy
 
     def _measure(self, answers: Sequences) -> tuple[Tensor, Tensor]:
         with self.context(self.module) if self.context else nullcontext():
@@ -156,7 +158,8 @@ class CausalModel:
 class HeadedModel:
     """A backbone with a head hidden -> 1, read before each token (values) or at the last one (scores)."""
 
-    module: nn.Module
+    module: Any
+    """A module with a `backbone` and a `head`, such as `models.heads.ScalarModel`."""
     tokens_per_pass: int = 2048
     plain: bool = False
 
@@ -172,7 +175,7 @@ class HeadedModel:
 
         return _in_pieces(measure, answers, self.tokens_per_pass)[0]
 
-    def scores(self, answers: Sequences) -> Float[Tensor, B]:
+    def scores(self, answers: Sequences) -> Float[Tensor, "B"]:
         """One score a row, at its last real token."""
 
         def measure(rows: Sequences) -> tuple[Tensor]:

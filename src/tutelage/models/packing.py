@@ -43,7 +43,7 @@ class Packed:
     positions: Int[Tensor, "1 N"]
     spans: tuple[Span, ...]
     before: Int[Tensor, "B T"]
-    last: Int[Tensor, B]
+    last: Int[Tensor, "B"]
 
 
 def group_mask(prompt: int, answers: Sequence[int], dtype: torch.dtype) -> Float[Tensor, "n n"] | None:
@@ -136,7 +136,7 @@ def backbone_of(model: nn.Module) -> PreTrainedModel:
     """The decoder below the head, with adapters still in place (PEFT wraps linear layers inside it)."""
     from peft import PeftModel
 
-    inner = model.get_base_model() if isinstance(model, PeftModel) else model
+    inner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     return getattr(inner, getattr(inner, "base_model_prefix", ""), inner)
 
 
@@ -199,7 +199,7 @@ def padded_hidden(backbone: PreTrainedModel, batch: Sequences) -> tuple[Float[Te
     return hidden.flatten(0, 1), layout
 
 
-def micro_batches(batch: Rows, tokens: int) -> list[Int[Tensor, b]]:
+def micro_batches(batch: Rows, tokens: int) -> list[Int[Tensor, "b"]]:
     """Split rows into pieces of at most `tokens` packed tokens (a single row may exceed it), answers to one prompt together.
 
     Rows keep their order inside a piece; a prompt that does not fit whole is split between pieces (and computed in each).

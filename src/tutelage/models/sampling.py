@@ -39,7 +39,7 @@ class _Row:
 
     prompt: int
     answer: int
-    uniforms: Float[np.ndarray, T]
+    uniforms: Float[np.ndarray, "T"]
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
 

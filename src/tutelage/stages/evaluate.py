@@ -59,7 +59,7 @@ def main(cfg: Evaluate) -> Path:
     decoding = Decoding(cfg.max_new_tokens, cfg.temperature, cfg.top_p)
     if other is None and cfg.against is not None:
         rival = load_actor(_with_model(cfg), None, trained=False)
-        other = answer(rival.decoder, rival, prompts, cfg.answers, decoding, f"{cfg.seed}/against", "the other answers")
+        other = answer(rival, prompts, cfg.answers, decoding, seed=f"{cfg.seed}/against", label="the other answers")
     ours = answer(actor, prompts, cfg.answers, decoding, seed=f"{cfg.seed}/evaluate", label="answering")
     scored = {
         name: (scores(ours, one), None if other is None else scores(other, one)) for name, one in judges.items()
@@ -91,15 +91,19 @@ def report(scored: Scored, ours: list[AnswerGroup], other: list[AnswerGroup] | N
     if other is None or theirs is None:
         return {"score": interval(_mean(mine))}
     found = compare_scores(ours, other, (mine, theirs), np.random.default_rng(seed))
-    means = ([float(np.mean(row)) for row in rows] for rows in (mine, theirs))
     return {
         "win_rate": interval(found.win_rate),
         "ties": found.ties,
         "matched_length": interval(found.matched_length),
         "score": interval(found.score),
         "against_score": interval(found.reference_score),
-        "difference": interval(paired_difference(*means)),
+        "difference": interval(paired_difference(_means(mine), _means(theirs))),
     }
+
+
+def _means(rows: list[list[float]]) -> list[float]:
+    """A prompt's mean score, prompt by prompt."""
+    return [float(np.mean(row)) for row in rows]
 
 
 def base_logprobs(cfg: Evaluate, base: str, groups: list[AnswerGroup], actor: Actor) -> list[list[float]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 from tutelage.data.batch import Pairs
 from tutelage.data.chat import Chat
@@ -22,7 +22,7 @@ def load_split(cfg: Any) -> tuple[tuple[Loaded, ...], list[Comparison]]:
     loaded = load(cfg.data, "comparison", cfg.bad_rows, HINT)
     if cfg.heldout:
         return loaded, records_of(load(cfg.heldout, "comparison", cfg.bad_rows, HINT))
-    sides = [split_by_prompt(one.records, cfg.heldout_share) for one in loaded]
+    sides = [split_by_prompt(cast(Sequence[Comparison], one.records), cfg.heldout_share) for one in loaded]
     training = tuple(replace(one, records=tuple(kept)) for one, (kept, _) in zip(loaded, sides, strict=True))
     if not records_of(training):
         raise ValueError(

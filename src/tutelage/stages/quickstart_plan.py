@@ -5,23 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from tutelage.records import Prompt, read_jsonl, user
-
-
-class Settings(Protocol):
-    """The settings of `tutelage quickstart` that shape its stages."""
-
-    model: str
-    algorithm: str
-    prompts: str | None
-    feedback: str | None
-    seed: int
-    quick: bool
-    steps: int | None
-    device: str
-    control: str
 
 
 @dataclass(frozen=True)
@@ -47,12 +33,12 @@ TEMPERATURE = 0.8
 REWARD_BATCH = 4
 
 
-def policy_stage(cfg: Settings) -> str:
+def policy_stage(cfg: Any) -> str:
     """The stage whose folder holds the trained policy."""
     return "prefer" if cfg.algorithm == "dpo" else "rl"
 
 
-def split_prompts(cfg: Settings, budget: Budget) -> tuple[list[Prompt], list[Prompt]]:
+def split_prompts(cfg: Any, budget: Budget) -> tuple[list[Prompt], list[Prompt]]:
     """(training, held out): the built-in prompts by their own split, a user's by position (the last third is held out)."""
     if cfg.prompts is None:
         rows = list(read_jsonl(Path(str(files("tutelage") / "quickstart_data" / "prompts.jsonl"))))
@@ -72,7 +58,7 @@ def split_prompts(cfg: Settings, budget: Budget) -> tuple[list[Prompt], list[Pro
     return own[:cut][: budget.train_prompts], own[cut:][: budget.heldout_prompts]
 
 
-def recipe_of(cfg: Settings, budget: Budget, folder: Path, prompts: int) -> dict[str, Any]:
+def recipe_of(cfg: Any, budget: Budget, folder: Path, prompts: int) -> dict[str, Any]:
     """The stages, as any recipe has them: `tutelage run` could run this."""
     sampling = {"temperature": TEMPERATURE, "max_new_tokens": budget.max_new_tokens}
     stages: dict[str, dict[str, Any]] = {}
@@ -132,7 +118,7 @@ def recipe_of(cfg: Settings, budget: Budget, folder: Path, prompts: int) -> dict
     return {"model": cfg.model, "seed": cfg.seed, "device": cfg.device, "stages": stages}
 
 
-def _policy(cfg: Settings, budget: Budget, folder: Path, comparisons: dict[str, Any]) -> dict[str, Any]:
+def _policy(cfg: Any, budget: Budget, folder: Path, comparisons: dict[str, Any]) -> dict[str, Any]:
     monitor = {
         "against": "@heldout/answers.jsonl",
         "judges": ["@reward"] if cfg.feedback else ["gold", "@reward"],
