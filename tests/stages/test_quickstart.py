@@ -30,11 +30,12 @@ main(sys.argv[1:])
 
 def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-c", BLOCKED, *arguments], check=False, cwd=cwd, capture_output=True, text=True, timeout=600
+        [sys.executable, "-c", BLOCKED, *arguments], check=False, cwd=cwd, capture_output=True, text=True, timeout=1200
     )
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1300)
 @pytest.mark.demo_model
 @pytest.mark.parametrize("algorithm", ["grpo", "ppo", "dpo"])
 def test_quick_runs_without_network_and_moves_the_weights(algorithm: str, demo_model: Path, tmp_path: Path) -> None:
@@ -58,6 +59,7 @@ def test_quick_runs_without_network_and_moves_the_weights(algorithm: str, demo_m
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1300)
 @pytest.mark.demo_model
 def test_real_feedback_shows_no_gold_number(demo_model: Path, tmp_path: Path) -> None:
     rows = [

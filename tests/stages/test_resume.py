@@ -32,7 +32,7 @@ def command(model: str, data: Path, out: Path, algorithm: str, new_tokens: int) 
             "--algorithm.group-size",
             "2",
         ),
-        *("--optimization.save-every", "1"),
+        *("--optimization.save-every", "1", "--optimization.tokens-per-pass", "192"),
     ]
     return [sys.executable, "-m", "tutelage.cli", "rl", *flags]
 
@@ -99,6 +99,7 @@ def test_sigkill_and_resume_on_a_tiny_model(algorithm: str, tmp_path: Path) -> N
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.demo_model
 def test_sigkill_and_resume_with_ppo_and_its_value_model_on_the_demo_model(demo_model: Path, tmp_path: Path) -> None:
     check_killed_equals_undisturbed(str(demo_model), tmp_path, "ppo", 8, [4.0, 14.0])

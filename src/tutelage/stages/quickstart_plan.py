@@ -25,10 +25,11 @@ class Budget:
     look_every: int
     look_prompts: int
     max_new_tokens: int = 48
+    tokens_per_pass: int = 1024
 
 
 FULL = Budget(240, 240, 4, 2, 2.0, 24, 8, 6, 6, 48)
-QUICK = Budget(4, 4, 2, 2, 0.5, 1, 2, 2, 1, 2, 10)
+QUICK = Budget(4, 4, 2, 2, 0.5, 1, 2, 2, 1, 2, 10, tokens_per_pass=192)
 TEMPERATURE = 0.8
 REWARD_BATCH = 4
 
@@ -99,6 +100,7 @@ def recipe_of(cfg: Any, budget: Budget, folder: Path, prompts: int) -> dict[str,
             "weight_decay": 0.01,
             "save_every": 20,
             "keep_checkpoints": 1,
+            "tokens_per_pass": budget.tokens_per_pass,
         },
         **comparisons,
     }
@@ -135,7 +137,7 @@ def _policy(cfg: Any, budget: Budget, folder: Path, comparisons: dict[str, Any])
             "temperature": TEMPERATURE,
             "algorithm": {"name": "dpo", "beta": 0.1},
             "monitor": monitor,
-            "optimization": {"save_every": 5},
+            "optimization": {"save_every": 5, "tokens_per_pass": budget.tokens_per_pass},
             **comparisons,
         }
     method: dict[str, Any] = {"name": cfg.algorithm, "group_size": budget.group}
@@ -152,7 +154,7 @@ def _policy(cfg: Any, budget: Budget, folder: Path, comparisons: dict[str, Any])
         "temperature": TEMPERATURE,
         "max_new_tokens": budget.max_new_tokens,
         "monitor": monitor,
-        "optimization": {"save_every": 5},
+        "optimization": {"save_every": 5, "tokens_per_pass": budget.tokens_per_pass},
     }
 
 
