@@ -1,0 +1,1 @@
+"""One file a version, in order; a released one is never changed."""
