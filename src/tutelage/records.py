@@ -86,6 +86,7 @@ class Rating:
     score: float
     scale: tuple[float, float] = (0.0, 1.0)
     annotator: str = ""
+    weight: float = 1.0
 
 
 @dataclass(frozen=True)

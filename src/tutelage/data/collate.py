@@ -11,7 +11,8 @@ import torch
 
 from tutelage.data.batch import Pairs, Rows, Sequences, sequences
 from tutelage.data.chat import Chat, Trained, Turns, document
-from tutelage.records import Answer, AnswerGroup, Comparison, Demonstration, Document, Prompt
+from tutelage.data.labelled import Labelled, LabelledWithPartner, Partnered
+from tutelage.records import Answer, AnswerGroup, Comparison, Demonstration, Document, Prompt, Rating
 
 B = TypeVar("B", bound=Rows)
 TooLong = Literal["truncate", "drop", "error"]
@@ -115,6 +116,32 @@ def comparisons(
     return Collated(batch, fates)
 
 
+def ratings(
+    records: Sequence[Rating], chat: Chat, max_tokens: int, *, too_long: TooLong = "truncate"
+) -> Collated[Labelled]:
+    """Answers judged alone, a row each, with their scores as labels; equal prompts are stored once.
+
+    Raises ValueError where no row is left, and where an answer's token ids were made by another tokenizer.
+    """
+    return _labelled(records, chat, Room(max_tokens, too_long))[0]
+
+
+def ratings_with_partners(rows: Sequence[Partnered], chat: Chat, max_tokens: int) -> Collated[LabelledWithPartner]:
+    """`ratings`, each row beside its mismatched partner: its own prompt with the partner's answer, cut to `max_tokens`.
+
+    `partner_cut` counts the partners that lost their tail: they had followed a shorter prompt. Raises as `ratings` does.
+    """
+    room = Room(max_tokens)
+    collated, kept = _labelled([row.rating for row in rows], chat, room)
+    batch, rows = collated.batch, [rows[i] for i in kept]
+    fitted = [room.fit(_side(row.rating, chat, row.partner), _name(row.rating)) for row in rows]
+    other = sequences(batch.answers.prompts.tokens, batch.answers.prompt_of.tolist(), [row.tokens for row, _ in fitted])
+    fields = {name: getattr(batch, name) for name in ("answers", "labels", "weight")}
+    mismatched = replace(other, prompts=batch.answers.prompts)
+    counts = collated.counts + Counter(partner_cut=sum(fate == "truncated" for _, fate in fitted))
+    return Collated(LabelledWithPartner(**fields, mismatched=mismatched), counts)
+
+
 def prompts_and_answers(groups: Sequence[AnswerGroup], chat: Chat) -> Sequences:
     """Sampled answers, a prompt a group and a row an answer, group by group; the sampled ids are used as they are.
 
@@ -142,7 +169,22 @@ def _rows(records: Sequence[Any], encode: Callable[[Any], Trained], room: Room) 
     return Collated(batch, fates)
 
 
-def _side(record: Comparison, chat: Chat, answer: Answer) -> Trained:
+def _labelled(records: Sequence[Rating], chat: Chat, room: Room) -> tuple[Collated[Labelled], list[int]]:
+    """The batch, and which record each of its rows is."""
+    fitted = [room.fit(_side(record, chat, record.answer), _name(record)) for record in records]
+    fates: Counter[str] = Counter(fate for _, fate in fitted)
+    kept = [i for i, (_, fate) in enumerate(fitted) if fate in ("kept", "truncated")]
+    _refuse_empty(kept, fates, len(records))
+    prompts, prompt_of = _merged([fitted[i][0].prompt for i in kept])
+    batch = Labelled(
+        answers=sequences(prompts, prompt_of, [fitted[i][0].tokens for i in kept]),
+        labels=torch.tensor([float(records[i].score) for i in kept]),
+        weight=torch.tensor([float(records[i].weight) for i in kept]),
+    )
+    return Collated(batch, fates), kept
+
+
+def _side(record: Comparison | Rating, chat: Chat, answer: Answer) -> Trained:
     chat.check_tokens(answer)
     tokens = chat.answer_tokens(record.prompt, answer)
     return Trained(chat.prompt_tokens(record.prompt), tokens, [True] * len(tokens))

@@ -38,7 +38,7 @@ def _comparison(prompt: Prompt, chosen: Answer, rejected: Answer, row: Row) -> C
         rejected,
         preference=fields.number(row, "preference", 1.0, 0.0, 1.0),
         annotator=fields.optional_text(row, "annotator"),
-        weight=fields.number(row, "weight", 1.0, 0.0),
+        weight=_weight(row),
         margin=fields.number(row, "margin", 0.0),
         group=fields.optional_text(row, "group"),
     )
@@ -55,7 +55,12 @@ def completion(row: Row) -> Demonstration:
 
 def labelled(row: Row) -> Rating:
     prompt = fields.asked(row)
-    return Rating(prompt, fields.said(row, "completion", prompt.messages), fields.yes_no(row, "label"))
+    answer, label = fields.said(row, "completion", prompt.messages), fields.yes_no(row, "label")
+    return Rating(prompt, answer, label, annotator=fields.optional_text(row, "annotator"), weight=_weight(row))
+
+
+def _weight(row: Row) -> float:
+    return fields.number(row, "weight", 1.0, 0.0)
 
 
 def pair(row: Row) -> Comparison:
@@ -147,8 +152,8 @@ def written_rating(row: Row) -> Rating:
         raise ValueError(f"key `scale`: {fields.short(scale)}; allowed: [lowest, highest]")
     low, high = map(float, scale)
     score = fields.number(row, "score", None, low, high)
-    who = fields.optional_text(row, "annotator")
-    return Rating(_written_prompt(row), _written_answer(row["answer"], "answer"), score, (low, high), who)
+    who, answer = fields.optional_text(row, "annotator"), _written_answer(row["answer"], "answer")
+    return Rating(_written_prompt(row), answer, score, (low, high), who, _weight(row))
 
 
 def written_group(row: Row) -> AnswerGroup:

@@ -72,7 +72,8 @@ def _both_rated(record: Any) -> list[Loadable]:
     if record.preference == 0.5:
         return []
     sides = (record.chosen, record.rejected) if record.preference > 0.5 else (record.rejected, record.chosen)
-    return [Rating(record.prompt, a, s, annotator=record.annotator) for a, s in zip(sides, (1.0, 0.0), strict=True)]
+    about = {"annotator": record.annotator, "weight": record.weight}
+    return [Rating(record.prompt, a, s, **about) for a, s in zip(sides, (1.0, 0.0), strict=True)]
 
 
 CONVERSIONS: dict[tuple[Kind, Kind], Callable[[Any], list[Loadable]]] = {
@@ -122,7 +123,7 @@ SHAPES = (
         ("prompt", "answer", "score"),
         "rating",
         rows.written_rating,
-        ("scale", "annotator"),
+        ("scale", "annotator", "weight"),
         fits=lambda r: _are(r, prompt=dict),
     ),
     Shape(
@@ -161,7 +162,13 @@ SHAPES = (
         fits=lambda r: _are(r, chosen=list),
     ),
     Shape("chosen/rejected strings", ("chosen", "rejected"), "comparison", rows.pair_of_strings, ABOUT_PAIR),
-    Shape("prompt/completion/label", ("prompt", "completion", "label"), "rating", rows.labelled, ABOUT),
+    Shape(
+        "prompt/completion/label",
+        ("prompt", "completion", "label"),
+        "rating",
+        rows.labelled,
+        (*ABOUT, "annotator", "weight"),
+    ),
     Shape(
         "prompt/completion",
         ("prompt", "completion"),

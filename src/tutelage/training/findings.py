@@ -15,7 +15,7 @@ from tutelage.data.batch import Rollouts, Rows, Sequences
 from tutelage.data.chat import Chat
 from tutelage.functional.kl import k1
 from tutelage.models.packing import backbone_of
-from tutelage.records import Answer, Comparison, Demonstration, Message, Prompt
+from tutelage.records import Answer, Comparison, Demonstration, Message, Prompt, Rating
 
 TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-4, torch.float16: 0.05, torch.bfloat16: 0.25}
 """How far a sampler's log-prob of a token may lie from the trainer's; both round where they run in 16 bits."""
@@ -96,10 +96,12 @@ def same_template(chat: Chat, records: Sequence[Any]) -> Finding:
     return Finding("template", True, f"training and sampling agree token by token on {len(records)} conversations")
 
 
-def conversation(record: Demonstration | Comparison | Prompt) -> tuple[Prompt, str]:
+def conversation(record: Demonstration | Comparison | Rating | Prompt) -> tuple[Prompt, str]:
     """A prompt and what the assistant says to it: its last turn, what was chosen, or a word in place of a sampled answer."""
     if isinstance(record, Comparison):
         return record.prompt, record.chosen.text or PROBE
+    if isinstance(record, Rating):
+        return record.prompt, record.answer.text or PROBE
     if isinstance(record, Prompt):
         return record, PROBE
     last = max(i for i, message in enumerate(record.messages) if message.role == "assistant")
@@ -107,8 +109,9 @@ def conversation(record: Demonstration | Comparison | Prompt) -> tuple[Prompt, s
 
 
 def unfinished_answers(records: Sequence[Any]) -> int:
-    """Answers of comparisons whose author the token limit cut: they carry no stop token and should not."""
+    """Judged answers whose author the token limit cut: they carry no stop token and should not."""
     sides: list[Answer] = [x for r in records if isinstance(r, Comparison) for x in (r.chosen, r.rejected)]
+    sides += [r.answer for r in records if isinstance(r, Rating)]
     return sum(not side.finished for side in sides)
 
 
