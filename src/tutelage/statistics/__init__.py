@@ -19,6 +19,7 @@ from tutelage.statistics.calibration import (
     fitted_temperature,
     reliability_curve,
 )
+from tutelage.statistics.discrimination import auc
 from tutelage.statistics.intervals import (
     Interval,
     cluster_bootstrap,
@@ -34,6 +35,7 @@ __all__ = [
     "Interval",
     "Kappa",
     "ReliabilityBin",
+    "auc",
     "best_of_n_kl_bound",
     "best_of_n_unbiased",
     "brier",
