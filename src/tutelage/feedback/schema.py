@@ -159,6 +159,7 @@ invite = table(
     one("project", null=True),
     words("role", None),
     number("held_out", 0),
+    number("uses", 1),
     number("uses_left", 1),
     time("expires_at"),
     one("annotator", "created_by"),

@@ -50,7 +50,7 @@ TABLES = (
     (
         "invite",
         """id {key}, hash TEXT NOT NULL, project_id {number}, role TEXT NOT NULL, held_out {number} DEFAULT 0 NOT NULL,
-        uses_left {number} DEFAULT 1 NOT NULL, expires_at {real} NOT NULL, created_by {number} NOT NULL, created_at
+        uses {number} DEFAULT 1 NOT NULL, uses_left {number} DEFAULT 1 NOT NULL, expires_at {real} NOT NULL, created_by {number} NOT NULL, created_at
         {real} NOT NULL, CONSTRAINT uq_invite_hash UNIQUE (hash), CONSTRAINT fk_invite_project_id FOREIGN
         KEY(project_id) REFERENCES project (id), CONSTRAINT fk_invite_created_by FOREIGN KEY(created_by) REFERENCES
         annotator (id)""",

@@ -1,0 +1,210 @@
+"""Hand-out: which item an annotator gets next. One row (`slot`) per required judgment makes the overlap exact by structure."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from sqlalchemy import Connection, RowMapping, Select, and_, exists, func, insert, or_, select, update
+
+from tutelage.feedback.schema import annotator, assignment, instructions, item, judgment_event, project, slot
+from tutelage.feedback.sides import falls_on, permutation
+
+SHORTEST_LEASE, LONGEST_LEASE = 600.0, 4 * 3600.0
+"""Seconds. A lease is three times the slowest tenth's time for a judgment, within these."""
+FURTHEST = 2
+"""How many items beyond the present one may be held, so that the next is there at once."""
+
+
+@dataclass(frozen=True)
+class Handed:
+    """An assignment in hand."""
+
+    assignment: int
+    lease_seconds: float
+
+
+@dataclass(frozen=True)
+class Nothing:
+    """No item now: all `done`, the project `paused`, or `wait` (others hold what is left, or more will come)."""
+
+    reason: str
+
+
+def next_task(c: Connection, project_id: int, who: int, ahead: int = 0, now: float | None = None) -> Handed | Nothing:
+    """The annotator's live assignment (`ahead` = 1: the one after it), or a fresh one. Runs in a write transaction.
+
+    What a person already holds comes first, so that a reload, a second tab or a restart shows the same item.
+    """
+    now = time.time() if now is None else now
+    one = c.execute(select(project).where(project.c.id == project_id)).mappings().one()
+    person = lock_annotator(c, who)
+    if one["status"] != "open":
+        return Nothing("paused" if one["status"] == "paused" else "done")
+    lease = lease_seconds(c, project_id)
+    place = min(ahead, FURTHEST)
+    held = live(c, project_id, who, now)
+    if len(held) > place:
+        mine = and_(slot.c.id == held[place]["slot_id"], slot.c.who == who)
+        if c.execute(update(slot).where(mine).values(lease_until=now + lease)).rowcount:
+            return Handed(held[place]["id"], lease)
+        del held[place:]  # an expired lease that someone else took at this moment
+    while len(held) <= place:
+        taken = _take_one(c, one, person, now, now + lease)
+        if taken is None:
+            return Nothing(_why_nothing(c, one, person, now))
+        held.append(taken)
+    return Handed(held[place]["id"], lease)
+
+
+def lock_annotator(c: Connection, who: int) -> RowMapping:
+    """The annotator's row; what one person does in two tabs takes turns. On SQLite the transaction itself is the lock."""
+    return c.execute(select(annotator).where(annotator.c.id == who).with_for_update()).mappings().one()
+
+
+def live(c: Connection, project_id: int, who: int, now: float) -> list[Any]:
+    """The assignments that the annotator holds and has not judged, oldest first; an expired lease that nobody took counts."""
+    query = (
+        select(assignment.c.id, assignment.c.slot_id)
+        .join(slot, and_(slot.c.id == assignment.c.slot_id, slot.c.who == assignment.c.annotator_id))
+        .join(item, item.c.id == slot.c.item_id)
+        .where(slot.c.who == who, slot.c.project_id == project_id, slot.c.done == 0, *_offered(now))
+        .order_by(assignment.c.id)
+    )
+    return list(c.execute(query).mappings())
+
+
+def heartbeat(c: Connection, assignment_id: int, who: int, now: float | None = None) -> bool:
+    """Extend the lease of an assignment; False where it was lost to someone else (work on it is still kept)."""
+    now = time.time() if now is None else now
+    found = c.execute(select(assignment).where(assignment.c.id == assignment_id)).mappings().one()
+    mine = and_(slot.c.id == found["slot_id"], slot.c.who == who, slot.c.done == 0)
+    until = now + lease_seconds(c, found["project_id"])
+    return c.execute(update(slot).where(mine).values(lease_until=until)).rowcount == 1
+
+
+def lease_seconds(c: Connection, project_id: int) -> float:
+    """Three times the 90th percentile of the last 200 judgments' active time, at least ten minutes."""
+    query = (
+        select(judgment_event.c.active_ms)
+        .where(judgment_event.c.project_id == project_id, judgment_event.c.kind == "judgment")
+        .order_by(judgment_event.c.seq.desc())
+        .limit(200)
+    )
+    times = list(c.execute(query).scalars())
+    p90 = float(np.quantile(times, 0.9)) / 1000 if times else 0.0
+    return min(max(SHORTEST_LEASE, 3 * p90), LONGEST_LEASE)
+
+
+def _offered(now: float) -> tuple[Any, ...]:
+    return item.c.withdrawn == 0, or_(item.c.expires_at.is_(None), item.c.expires_at > now)
+
+
+def _take_one(c: Connection, one: RowMapping, person: RowMapping, now: float, until: float) -> Any:
+    """Lease a slot and write the assignment: a check item or a repeat where it is time for one, then what is open."""
+    turn = turns(c, one["id"], person["id"])
+    taken, order = None, None
+    if falls_on(one["seed"], "check", person["id"], turn, one["check_share"]):
+        taken = _extra(c, one, person["id"], "check", _unseen_check(one["id"], person["id"], now), until)
+    elif falls_on(one["seed"], "repeat", person["id"], turn, one["repeat_share"]):
+        taken, order = _repeat(c, one, person["id"], now, until)
+    for pool in ("any",) if person["role"] == "labeller" else ("expert", "any"):
+        taken = taken or _take(c, one["id"], person["id"], pool, now, until)
+    if taken is None:
+        return None
+    slot_id, item_id = taken
+    if order is None:
+        size = len(c.execute(select(item.c.responses).where(item.c.id == item_id)).scalar_one())
+        order = permutation(one["seed"], person["id"], size, turn)
+    row = {"slot_id": slot_id, "item_id": item_id, "project_id": one["id"], "annotator_id": person["id"]}
+    row |= {"permutation": order, "turn": turn, "handed_at": now}
+    row |= {"instructions_version": instructions_version(c, one["id"])}
+    made = c.execute(insert(assignment).values(row).returning(assignment.c.id)).scalar_one()
+    return {"id": made, "slot_id": slot_id}
+
+
+def turns(c: Connection, project_id: int, who: int) -> int:
+    """How many assignments the annotator was handed in the project."""
+    mine = and_(assignment.c.annotator_id == who, assignment.c.project_id == project_id)
+    return c.execute(select(func.count()).select_from(assignment).where(mine)).scalar_one()
+
+
+def instructions_version(c: Connection, project_id: int) -> int:
+    """The newest version of the instructions; 0 where there are none."""
+    newest = select(func.max(instructions.c.version)).where(instructions.c.project_id == project_id)
+    return c.execute(newest).scalar_one() or 0
+
+
+def open_slots(project_id: int, who: int, pool: str, now: float) -> Select[Any]:
+    """Slots of a pool that are not done, on items that the annotator neither holds nor has ever judged or skipped."""
+    other = slot.alias("other")
+    holds = exists().where(other.c.item_id == slot.c.item_id, other.c.who == who)
+    judged = exists().where(judgment_event.c.item_id == slot.c.item_id, judgment_event.c.annotator_id == who)
+    mine = (slot.c.project_id == project_id, slot.c.pool == pool, slot.c.done == 0)
+    return select(slot.c.id).join(item, item.c.id == slot.c.item_id).where(*mine, ~holds, ~judged, *_offered(now))
+
+
+def _take(c: Connection, project_id: int, who: int, pool: str, now: float, until: float) -> tuple[int, int] | None:
+    """Lease the first slot that is free or whose lease has run out; two servers never take the same one."""
+    free = or_(slot.c.who.is_(None), slot.c.lease_until < now)
+    query = open_slots(project_id, who, pool, now).where(free).order_by(slot.c.priority, slot.c.id).limit(1)
+    query = query.with_for_update(skip_locked=True, of=slot)  # SQLite needs and knows no such clause
+    leased = update(slot).where(slot.c.id == query.scalar_subquery()).values(who=who, lease_until=until)
+    row = c.execute(leased.returning(slot.c.id, slot.c.item_id)).first()
+    return None if row is None else (row.id, row.item_id)
+
+
+def _unseen_check(project_id: int, who: int, now: float) -> Select[Any]:
+    seen = exists().where(assignment.c.item_id == item.c.id, assignment.c.annotator_id == who)
+    fits = (item.c.project_id == project_id, item.c.check_answer.is_not(None), ~seen, *_offered(now))
+    return select(item.c.id).where(*fits).order_by(item.c.priority, item.c.id).limit(1)
+
+
+def _extra(
+    c: Connection, one: RowMapping, who: int, pool: str, item_query: Select[Any], until: float
+) -> tuple[int, int] | None:
+    """A slot of the annotator's own, beyond the overlap: everybody may judge every check item."""
+    found = c.execute(item_query).scalar_one_or_none()
+    if found is None:
+        return None
+    row = {"project_id": one["id"], "item_id": found, "k": who, "pool": pool, "who": who, "lease_until": until}
+    return c.execute(insert(slot).values(row).returning(slot.c.id)).scalar_one(), found
+
+
+def _repeat(
+    c: Connection, one: RowMapping, who: int, now: float, until: float
+) -> tuple[tuple[int, int] | None, list[int] | None]:
+    """A copy of an item that the annotator judged at least ten judgments ago, shown in the reverse order."""
+    copies = item.alias("copies")
+    repeated = exists().where(
+        copies.c.repeat_of == judgment_event.c.item_id, slot.c.item_id == copies.c.id, slot.c.who == who
+    )
+    mine = (judgment_event.c.project_id == one["id"], judgment_event.c.annotator_id == who)
+    judged = (
+        select(judgment_event.c.item_id, judgment_event.c.permutation)
+        .join(item, item.c.id == judgment_event.c.item_id)
+        .where(*mine, judgment_event.c.kind == "judgment", item.c.repeat_of.is_(None), ~repeated, *_offered(now))
+        .where(item.c.check_answer.is_(None))
+        .order_by(judgment_event.c.seq.desc())
+        .limit(1)
+        .offset(10)
+    )
+    found = c.execute(judged).first()
+    if found is None or len(found.permutation) < 2:
+        return None, None
+    old = c.execute(select(item).where(item.c.id == found.item_id)).mappings().one()
+    row = {k: v for k, v in old.items() if k != "id"} | {"repeat_of": old["id"], "created_at": now}
+    row["client_key"] = f"repeat/{old['id']}/{who}"
+    made = c.execute(insert(item).values(row).returning(item.c.id)).scalar_one()
+    leased = _extra(c, one, who, "repeat", select(item.c.id).where(item.c.id == made), until)
+    return leased, list(reversed(found.permutation))
+
+
+def _why_nothing(c: Connection, one: RowMapping, person: RowMapping, now: float) -> str:
+    if one["options"].get("live"):
+        return "wait"
+    pools = ("any",) if person["role"] == "labeller" else ("any", "expert")
+    left = (c.execute(open_slots(one["id"], person["id"], pool, now).limit(1)).first() for pool in pools)
+    return "wait" if any(left) else "done"

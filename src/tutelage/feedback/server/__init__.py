@@ -1,0 +1,1 @@
+"""The web side of the annotation app: routes, who may use them, and what protects them."""

@@ -1,0 +1,139 @@
+"""What a page is told of an assignment: blind, in the order that was drawn for it, and nothing else."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, RowMapping, and_, func, select
+
+from tutelage.feedback.markdown import render
+from tutelage.feedback.payloads import DEFAULTS, EVERYWHERE
+from tutelage.feedback.queue import Handed, Nothing, instructions_version
+from tutelage.feedback.schema import (
+    assignment,
+    draft,
+    item,
+    judgment_current,
+    judgment_event,
+    project,
+    prompt,
+    response,
+    slot,
+)
+
+MEDIA_TYPES = {
+    ".png": "image/png",
+    ".jpg": "image/jpeg",
+    ".jpeg": "image/jpeg",
+    ".gif": "image/gif",
+    ".webp": "image/webp",
+    ".mp4": "video/mp4",
+    ".webm": "video/webm",
+}
+
+
+def show(
+    c: Connection, project_id: int, who: int, handed: Handed | Nothing, now: float | None = None
+) -> dict[str, Any]:
+    """The JSON of `/api/task/next`. No response id, author, policy, score or file name is in it."""
+    now = time.time() if now is None else now
+    progress = own_progress(c, project_id, who)
+    if isinstance(handed, Nothing):
+        return {"assignment": None, "reason": handed.reason, "progress": progress}
+    work = c.execute(select(assignment).where(assignment.c.id == handed.assignment)).mappings().one()
+    one = _item(c, work["item_id"])
+    answers = _shown(c, one["responses"], work["permutation"])
+    url = f"/api/task/{work['id']}/media"
+    common = [{"url": f"{url}/item/{i}", "type": m["type"]} for i, m in enumerate(one["media"])]
+    shown = [
+        _answer(answer["text"])
+        | {"media": [{"url": f"{url}/{n}/{i}", "type": m["type"]} for i, m in enumerate(answer["media"])]}
+        for n, answer in enumerate(answers)
+    ]
+    body = {
+        "kind": one["kind"],
+        "prompt": [{"role": m["role"], "content": m["content"], "html": render(m["content"])} for m in one["messages"]],
+        "responses": shown,
+        "media": common,
+        "options": EVERYWHERE | DEFAULTS[one["kind"]] | one["shared"] | one["options"],
+    }
+    return {
+        "assignment": work["id"],
+        "item": body,
+        "lease_seconds": handed.lease_seconds,
+        "instructions_version": instructions_version(c, project_id),
+        "progress": progress,
+        "draft": c.execute(select(draft.c.payload).where(draft.c.assignment_id == work["id"])).scalar_one_or_none(),
+    }
+
+
+def _item(c: Connection, item_id: int) -> RowMapping:
+    query = (
+        select(item, prompt.c.messages, project.c.options.label("shared"))
+        .join(prompt, prompt.c.id == item.c.prompt_id)
+        .join(project, project.c.id == item.c.project_id)
+        .where(item.c.id == item_id)
+    )
+    return c.execute(query).mappings().one()
+
+
+def _shown(c: Connection, ids: list[int], order: list[int]) -> list[RowMapping]:
+    """The responses as they stand on the screen."""
+    found = c.execute(select(response.c.id, response.c.text, response.c.media).where(response.c.id.in_(ids))).mappings()
+    rows = {row["id"]: row for row in found}
+    return [rows[ids[index]] for index in order]
+
+
+def _answer(text: str) -> dict[str, Any]:
+    return {"text": text, "html": render(text)}
+
+
+def own_progress(c: Connection, project_id: int, who: int) -> dict[str, Any]:
+    """Judgments done and wanted in the whole project, the annotator's own, and the annotator's median time in ms."""
+    counts = dict(c.execute(slot_counts(project_id)).tuples().all())
+    mine = and_(judgment_event.c.annotator_id == who, judgment_event.c.project_id == project_id)
+    own = c.execute(
+        select(func.count())
+        .select_from(judgment_current)
+        .where(
+            judgment_current.c.annotator_id == who,
+            judgment_current.c.project_id == project_id,
+            judgment_current.c.kind == "judgment",
+        )
+    ).scalar_one()
+    recent = select(judgment_event.c.active_ms).where(mine, judgment_event.c.kind == "judgment")
+    times = sorted(c.execute(recent.order_by(judgment_event.c.seq.desc()).limit(50)).scalars())
+    median = times[len(times) // 2] if times else None
+    return {"done": counts.get(1, 0), "total": sum(counts.values()), "mine": own, "median_ms": median}
+
+
+def slot_counts(project_id: int) -> Any:
+    """Judgments wanted, by whether they are done; check items and repeats are extra and do not count."""
+    wanted = and_(slot.c.project_id == project_id, slot.c.pool.in_(("any", "expert")))
+    return select(slot.c.done, func.count()).where(wanted).group_by(slot.c.done)
+
+
+def media_file(c: Connection, work: RowMapping, place: str, number: int) -> tuple[Path, str] | None:
+    """The file of `/api/task/ID/media/PLACE/NUMBER` and its type; PLACE is `item` or a place on the screen."""
+    one = _item(c, work["item_id"])
+    if place == "item":
+        media = one["media"]
+    elif place.isdecimal() and int(place) < len(one["responses"]):
+        media = _shown(c, one["responses"], work["permutation"])[int(place)]["media"]
+    else:
+        return None
+    root = c.execute(select(project.c.media_root).where(project.c.id == one["project_id"])).scalar_one()
+    if root is None or not 0 <= number < len(media):
+        return None
+    path = safe_path(Path(root), media[number]["path"])
+    return None if path is None else (path, media[number]["type"])
+
+
+def safe_path(root: Path, name: str) -> Path | None:
+    """A media file below `root`, or None where the name leads elsewhere, is of another kind or does not exist."""
+    path = (root / name).resolve()
+    if not path.is_relative_to(root.resolve()) or path.suffix.lower() not in MEDIA_TYPES or not path.is_file():
+        return None
+    return path
