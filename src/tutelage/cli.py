@@ -18,6 +18,8 @@ HELP = """usage: tutelage COMMAND [recipe.yaml] [--flags]     (tutelage COMMAND 
   prefer       train the policy on comparisons directly (DPO)
   rl           sample, reward, reinforce (GRPO, PPO, REINFORCE, RLOO)
 
+  collect      people compare, rank, rate, criticise or write answers in the browser
+
   sample       a policy answers prompts
   simulate     simulated annotators rank answers by the quickstart's hidden rule
   evaluate     a policy against another: win rates and scores with intervals

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import secrets
 import time
 from collections.abc import Iterable, Sequence
@@ -12,21 +10,13 @@ from typing import Any
 
 from sqlalchemy import Connection, RowMapping, Table, func, insert, select, update
 
+from tutelage.feedback.items import NewItem, NewResponse, check_item
 from tutelage.feedback.payloads import DEFAULTS, EVERYWHERE, TASKS, Task
 from tutelage.feedback.queue import instructions_version
 from tutelage.feedback.schema import audit, instructions, item, project, prompt, response, slot
 from tutelage.records import Prompt, conversation_hash
 
 STATUSES = ("open", "paused", "closed")
-SIZES: dict[Task, tuple[int, int]] = {
-    "preference": (2, 2),
-    "ranking": (2, 26),
-    "rating": (1, 1),
-    "yesno": (1, 1),
-    "critique": (1, 1),
-    "demonstration": (0, 0),
-}
-"""How many responses an item of each task has, from and to."""
 
 
 @dataclass(frozen=True)
@@ -45,42 +35,6 @@ class Project:
     """Share that the same person has judged before, shown in the reverse order."""
     options: dict[str, Any] = field(default_factory=dict)
     media_root: str | None = None
-
-
-@dataclass(frozen=True)
-class NewResponse:
-    """An answer to judge; `origin` (author, policy, step, sampler) stays on the server."""
-
-    text: str
-    origin: dict[str, Any] = field(default_factory=dict)
-    media: tuple[dict[str, str], ...] = ()
-
-
-@dataclass(frozen=True)
-class NewItem:
-    """One thing to judge. `key`: items with a key that is known are not added again; default: a hash of what is shown."""
-
-    prompt: Prompt
-    responses: tuple[NewResponse, ...] = ()
-    key: str = ""
-    check_answer: dict[str, Any] | None = None
-    """The right payload if the responses were shown in this order: a check item."""
-    options: dict[str, Any] = field(default_factory=dict)
-    media: tuple[dict[str, str], ...] = ()
-    priority: int = 0
-    """Lower goes first."""
-    policy_step: int | None = None
-    expires_at: float | None = None
-    """Seconds since 1970: not handed out after it."""
-
-    @property
-    def client_key(self) -> str:
-        """The key, or a hash of all that an annotator sees of the item."""
-        if self.key:
-            return self.key
-        seen = [conversation_hash(self.prompt.messages), [[r.text, r.media] for r in self.responses], self.media]
-        text = json.dumps([seen, self.check_answer is not None], default=str)
-        return "sha256:" + hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
 def create_project(c: Connection, new: Project, now: float | None = None) -> int:
@@ -161,7 +115,7 @@ def add_items(c: Connection, project_id: int, items: Iterable[NewItem], now: flo
     given = {new.client_key: new for new in items}
     fresh = [new for key, new in given.items() if key not in known]
     for new in fresh:
-        check_item(one["task"], new)
+        check_item(one["task"], new, one["options"])
     if fresh:
         prompts = _add_prompts(c, project_id, [new.prompt for new in fresh])
         answers = [(prompts[i], answer) for i, new in enumerate(fresh) for answer in new.responses]
@@ -176,20 +130,6 @@ def add_items(c: Connection, project_id: int, items: Iterable[NewItem], now: flo
         if slots:
             c.execute(insert(slot), slots)
     return {key: known[key] for key in given}
-
-
-def check_item(task: Task, new: NewItem) -> None:
-    """Raises ValueError for an item that the task cannot show."""
-    low, high = SIZES[task]
-    if not low <= len(new.responses) <= high:
-        allowed = str(low) if low == high else f"{low} to {high}"
-        raise ValueError(f"responses: {len(new.responses)}; allowed for {task}: {allowed}")
-    texts = [(answer.text, answer.media) for answer in new.responses]
-    if len(set(map(repr, texts))) < len(texts):
-        raise ValueError("responses: two of them are equal; allowed: different ones")
-    for text in (*(m.content for m in new.prompt.messages), *(answer.text for answer in new.responses)):
-        if "\x00" in text:
-            raise ValueError("text: holds a NUL character; allowed: text without it")
 
 
 def _insert(c: Connection, into: Table, rows: Sequence[dict[str, Any]]) -> list[int]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,6 +16,7 @@ from tutelage.models.load import choose_device, describe, load_policy, load_toke
 from tutelage.models.logprobs import CausalModel
 from tutelage.models.lora import LoRA, frozen_copy, reference_mode
 from tutelage.models.sampling import Decoder
+from tutelage.stages.folders import fresh_folder
 from tutelage.training.optim import Optimization
 from tutelage.training.run import Run
 
@@ -133,9 +133,7 @@ def out_folder(cfg: Common, command: str) -> Path:
         return Path(cfg.out)
     if cfg.resume:
         raise ValueError(f"--resume needs the folder to go on with: tutelage {command} --out runs/... --resume")
-    base = Path("runs") / f"{command}-{datetime.now():%Y%m%d-%H%M%S}"
-    names = [base, *(Path(f"{base}-{n}") for n in range(2, 100))]
-    return next(path for path in names if not path.exists())
+    return fresh_folder(command)
 
 
 def open_run(cfg: Training, command: str) -> Run:

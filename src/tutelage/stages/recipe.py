@@ -22,9 +22,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "simulate": ("tutelage.stages.simulate", "Simulate"),
     "evaluate": ("tutelage.stages.evaluate", "Evaluate"),
     "chat": ("tutelage.stages.chat", "Talk"),
+    "collect": ("tutelage.stages.collect", "Collect"),
 }
 """Command -> module and settings, imported when used; each module has a `main` that takes the settings."""
-NOT_STAGES = ("quickstart", "chat")
+NOT_STAGES = ("quickstart", "chat", "collect")
 """Commands that leave no folder for a later stage, or are recipes themselves."""
 
 _NAME = re.compile(r"[A-Za-z0-9_-]+")

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from tutelage.feedback.projects import NewItem, NewResponse
+from tutelage.feedback.items import NewItem, NewResponse
 from tutelage.records import Message, Prompt, Role
 
 

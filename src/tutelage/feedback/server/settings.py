@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from tutelage.feedback.items import NewItem
 from tutelage.feedback.payloads import Task
-from tutelage.feedback.projects import NewItem
 
 ReadItems = Callable[[Path, Task], Sequence[NewItem]]
 """An uploaded file -> items of a task; the readers of data files live in another room, so they are passed in."""
