@@ -4,7 +4,15 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from tutelage.functional.policy import clipped_surrogate, clipped_value_loss, importance_weight, ratio, reinforce
+from tutelage.functional.policy import (
+    cispo,
+    clipped_surrogate,
+    clipped_value_loss,
+    importance_weight,
+    mean_log_ratio,
+    ratio,
+    reinforce,
+)
 
 
 def test_reinforce_by_hand():
@@ -99,3 +107,40 @@ def test_shapes_that_would_broadcast_are_refused():
         clipped_surrogate(torch.zeros(3, 3), torch.zeros(3, 3), torch.zeros(3, 1), 0.2, 0.2)
     with pytest.raises(AssertionError):
         clipped_value_loss(torch.zeros(3, 3), torch.zeros(3, 3), torch.zeros(3), None)
+
+
+def test_mean_log_ratio_by_hand():
+    """Ratios 2 and 8 have the geometric mean 4; a masked token counts for nothing, an empty row has the ratio 1."""
+    logp = torch.tensor([[2.0, 8.0, 100.0], [5.0, 5.0, 5.0]]).log().requires_grad_()
+    mask = torch.tensor([[1, 1, 0], [0, 0, 0]])
+    found = mean_log_ratio(logp, torch.zeros(2, 3), mask)
+    assert_close(found.exp(), torch.tensor([[4.0, 4.0, 1.0], [1.0] * 3]))
+    found[0, 0].backward()
+    assert_close(logp.grad, torch.tensor([[0.5, 0.5, 0], [0, 0, 0]]))
+
+
+def test_gspo_by_hand():
+    """Ratio 4 of the answer, clipped at 1.5 for A = 2; with A = -2 it is not, and every token has A s / |y| of gradient."""
+    logp = torch.tensor([[2.0, 8.0], [2.0, 8.0]], dtype=torch.float64).log().requires_grad_()
+    advantages = torch.tensor([[2.0, 2.0], [-2.0, -2.0]], dtype=torch.float64)
+    log_ratio = mean_log_ratio(logp, torch.zeros_like(logp), torch.ones(2, 2))
+    losses, clipped = clipped_surrogate(log_ratio, torch.zeros_like(logp), advantages, 0.5, 0.5)
+    assert_close(losses, torch.tensor([[-3.0, -3], [8, 8]], dtype=torch.float64))
+    assert clipped.tolist() == [[1, 1], [0, 0]]
+    (losses / 2).sum().backward()  # sequence_mean: 1 / |y| on each token of an answer
+    assert_close(logp.grad, torch.tensor([[0.0, 0], [4, 4]], dtype=torch.float64))
+
+
+def test_cispo_by_hand():
+    """Ratios 0.1, 2 and 5, weight at most 3, none clipped below: no token loses its gradient."""
+    logp = torch.tensor([0.1, 2.0, 5.0], dtype=torch.float64).log().requires_grad_()
+    advantages = torch.tensor([1.0, -1.0, 2.0], dtype=torch.float64)
+    losses, clipped = cispo(logp, torch.zeros_like(logp), advantages, 1.0, 2.0)
+    assert_close(losses, -torch.tensor([0.1, -2.0, 6.0], dtype=torch.float64) * logp.detach())
+    assert clipped.tolist() == [0, 0, 1]
+    losses.sum().backward()
+    assert_close(logp.grad, torch.tensor([-0.1, 2.0, -6.0], dtype=torch.float64))
+    # bounded below too, a ratio of 0.1 counts as 0.8
+    assert cispo(logp, torch.zeros_like(logp), advantages, 0.2, 2.0)[0][0].item() == pytest.approx(
+        -0.8 * logp[0].item()
+    )

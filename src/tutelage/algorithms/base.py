@@ -45,6 +45,16 @@ class ScalarModel(Protocol):
         ...
 
 
+class ActorCritic(LanguageModel, ScalarModel, Protocol):
+    """A policy and its value on one trunk: it stands in both places of `Models`, and one forward serves both."""
+
+    def logprobs_entropy_values(
+        self, answers: Sequences
+    ) -> tuple[Float[Tensor, "B T"], Float[Tensor, "B T"], Float[Tensor, "B T"]]:
+        """What `logprobs_and_entropy` and `values` say."""
+        ...
+
+
 @dataclass(frozen=True)
 class Models:
     """The networks of a step. Absent ones are None and a method that needs one says so at the door (`needs`)."""
@@ -53,6 +63,7 @@ class Models:
     reference: LanguageModel | None = None
     value: ScalarModel | None = None
     reward: ScalarModel | None = None
+    teacher: LanguageModel | None = None
 
     def missing(self, needed: tuple[str, ...]) -> list[str]:
         """Names of `needed` that are not here."""

@@ -1,11 +1,13 @@
-"""Policy-gradient losses, one number per token: REINFORCE, PPO's clipped surrogate, the value loss.
+"""Policy-gradient losses, one number per token: REINFORCE, PPO's clipped surrogate, CISPO, the value loss.
 
 Nothing here is averaged or masked: weights do that. Advantages and old log-probabilities are constants of the step.
 """
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
+
+from tutelage.functional.weights import keep
 
 
 def reinforce(logp: Float[Tensor, "*shape"], advantages: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
@@ -37,6 +39,37 @@ def clipped_surrogate(
     losses = -torch.minimum(r * advantages, r.clamp(1 - low, 1 + high) * advantages)
     clipped = ((r > 1 + high) & (advantages > 0)) | ((r < 1 - low) & (advantages < 0))
     return losses, clipped.to(losses.dtype)
+
+
+def mean_log_ratio(
+    logp: Float[Tensor, "B T"], old_logp: Float[Tensor, "B T"], mask: Shaped[Tensor, "B T"]
+) -> Float[Tensor, "B T"]:
+    """log s_i = (1/|y_i|) sum_t log pi/pi_old, on every masked-in token of row i   (GSPO, arXiv:2507.18071, eq. 7).
+
+    exp of it is the geometric mean of the tokens' ratios. `clipped_surrogate(mean_log_ratio, 0, A)` with the weights
+    `sequence_mean` is GSPO's objective (eq. 5), one clipped ratio an answer. Masked cells are 0, the ratio 1.
+    """
+    lengths = mask.bool().sum(1, keepdim=True).clamp(min=1)
+    mean = keep(logp - old_logp, mask).sum(1, keepdim=True) / lengths
+    return keep(mean.expand(mask.shape), mask)
+
+
+def cispo(
+    logp: Float[Tensor, "*shape"],
+    old_logp: Float[Tensor, "*shape"],
+    advantages: Float[Tensor, "*shape"],
+    low: float,
+    high: float,
+) -> tuple[Float[Tensor, "*shape"], Float[Tensor, "*shape"]]:
+    """-sg(clip(r, 1 - low, 1 + high)) A log pi, sg = stop gradient   (CISPO, arXiv:2506.13585, eq. 4 and 5).
+
+    REINFORCE with a clipped importance weight: unlike the surrogate's, this clip takes no token's gradient away. `low` = 1
+    leaves the ratio unbounded below, as in the paper. Also returns 1 where the weight was clipped, else 0.
+    """
+    assert logp.shape == advantages.shape, (logp.shape, advantages.shape)
+    r = ratio(logp, old_logp).detach()
+    weight = r.clamp(1 - low, 1 + high)
+    return reinforce(logp, weight * advantages), (weight != r).to(logp.dtype)
 
 
 def clipped_value_loss(

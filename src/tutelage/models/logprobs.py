@@ -18,21 +18,26 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from tutelage.data.batch import Sequences
+from tutelage.data.sampled import Sampled
 from tutelage.models.packing import backbone_of, micro_batches, pack, packed_hidden, padded_hidden, unsupported
 
 CHUNK = 512
 """Labels whose logits exist at the same time: 512 x 49,152 x 4 B = 96 MiB."""
+Temperature = float | Float[Tensor, "N"]
+"""One for all labels, or one a label."""
 
 
 class _LabelHead(torch.autograd.Function):
     """log p and entropy at the labels from hidden states and the head's weight; backward makes the logits anew."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, temperature: Temperature
+    ) -> tuple[Tensor, Tensor]:
         logp, entropy, norm = (hidden.new_empty(len(labels)) for _ in range(3))
         for at in range(0, len(labels), CHUNK):
             rows = slice(at, at + CHUNK)
-            logits = (hidden[rows] @ weight.T).div_(temperature)
+            logits = (hidden[rows] @ weight.T).div_(_of(temperature, rows))
             norm[rows] = logits.logsumexp(-1)
             logp[rows] = logits.gather(-1, labels[rows, None])[:, 0] - norm[rows]
             entropy[rows] = norm[rows] - (logits * (logits - norm[rows, None]).exp_()).sum(-1)
@@ -48,11 +53,11 @@ class _LabelHead(torch.autograd.Function):
         into_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         for at in range(0, len(labels), CHUNK):
             rows = slice(at, at + CHUNK)
-            logp = (hidden[rows] @ weight.T).div_(ctx.temperature).sub_(norm[rows, None])
+            logp = (hidden[rows] @ weight.T).div_(_of(ctx.temperature, rows)).sub_(norm[rows, None])
             p = logp.exp()
             # d logp(label) / d logit = onehot - p;  d entropy / d logit = -p (log p + entropy)
             slope = logp.add_(entropy[rows, None]).mul_(-grad_entropy[rows, None]).sub_(grad_logp[rows, None]).mul_(p)
-            slope.scatter_add_(1, labels[rows, None], grad_logp[rows, None]).div_(ctx.temperature)
+            slope.scatter_add_(1, labels[rows, None], grad_logp[rows, None]).div_(_of(ctx.temperature, rows))
             if into_hidden is not None:
                 into_hidden[rows] = slope @ weight
             if into_weight is not None:
@@ -61,19 +66,24 @@ class _LabelHead(torch.autograd.Function):
 
 
 def _plain_head(
-    head: Callable[[Tensor], Tensor], hidden: Tensor, labels: Tensor, temperature: float
+    head: Callable[[Tensor], Tensor], hidden: Tensor, labels: Tensor, temperature: Temperature
 ) -> tuple[Tensor, Tensor]:
     """The same through any head (biased, adapted, soft-capped): chunks recomputed in backward by checkpointing."""
 
-    def chunk(h: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        logp = (exact(head(h)) / temperature).log_softmax(-1)
+    def chunk(h: Tensor, y: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
+        logp = (exact(head(h)) / _of(temperature, rows)).log_softmax(-1)
         return logp.gather(-1, y[:, None])[:, 0], -(logp.exp() * logp).sum(-1)
 
     parts = [
-        checkpoint(chunk, hidden[at : at + CHUNK], labels[at : at + CHUNK], use_reentrant=False)
-        for at in range(0, len(labels), CHUNK)
+        checkpoint(chunk, hidden[rows], labels[rows], rows, use_reentrant=False)
+        for rows in (slice(at, at + CHUNK) for at in range(0, len(labels), CHUNK))
     ]
     return torch.cat([logp for logp, _ in parts]), torch.cat([entropy for _, entropy in parts])
+
+
+def _of(temperature: Temperature, rows: slice) -> float | Tensor:
+    """The temperature as a factor of the logits [rows, V]."""
+    return temperature[rows, None] if isinstance(temperature, Tensor) else temperature
 
 
 def exact(x: Tensor) -> Tensor:
@@ -101,7 +111,7 @@ def _post_process(logits: Tensor, cap: float | None, scale: float | None) -> Ten
 
 
 def label_logprobs(
-    model: nn.Module, hidden: Float[Tensor, "N D"], labels: Int[Tensor, "N"], temperature: float
+    model: nn.Module, hidden: Float[Tensor, "N D"], labels: Int[Tensor, "N"], temperature: Temperature
 ) -> tuple[Float[Tensor, "N"], Float[Tensor, "N"]]:
     """log p(label) and the entropy of its distribution at `temperature`, fp32 (float64 models stay in float64)."""
     head = head_of(model)
@@ -111,6 +121,17 @@ def label_logprobs(
     if type(head) is nn.Linear and head.bias is None:
         return _LabelHead.apply(exact(hidden), exact(head.weight), labels, temperature)  # type: ignore[return-value]
     return _plain_head(head, hidden, labels, temperature)
+
+
+def states_logprobs(
+    model: nn.Module, states: Float[Tensor, "N D"], answers: Sequences, temperature: float
+) -> tuple[Float[Tensor, "N"], Float[Tensor, "N"]]:
+    """The same for the N trained tokens of `answers`, each at the temperature it was drawn at, else at `temperature`."""
+    labels = answers.tokens[answers.mask]
+    if not isinstance(answers, Sampled):
+        return label_logprobs(model, states, labels, temperature)
+    drawn_at = torch.tensor(answers.temperature, dtype=exact(states[:0]).dtype, device=states.device)
+    return label_logprobs(model, states, labels, drawn_at[:, None].expand(answers.mask.shape)[answers.mask])
 
 
 def forward_hidden(model: nn.Module, batch: Sequences, plain: bool = False) -> tuple[Float[Tensor, "N D"], Any]:
@@ -126,8 +147,9 @@ def forward_hidden(model: nn.Module, batch: Sequences, plain: bool = False) -> t
 class CausalModel:
     """A Hugging Face causal model as the methods see it.
 
-    `temperature` is the one answers are sampled at: training divides by it too. `context` enters for each forward (a LoRA
-    reference is the same module with its adapter off). Without gradient a whole batch is cut to `tokens_per_pass`.
+    `temperature` is the one answers are sampled at: training divides by it too (`Sampled` rows bring their own). `context`
+    enters for each forward (a LoRA reference is the same module with its adapter off). Without gradient a whole batch is
+    cut to `tokens_per_pass`.
     """
 
     module: nn.Module
@@ -142,14 +164,14 @@ class CausalModel:
 
     def logprobs_and_entropy(self, answers: Sequences) -> tuple[Float[Tensor, "B T"], Float[Tensor, "B T"]]:
         """The same and the entropy of the distribution each token was drawn from."""
-        logp, entropy = _in_pieces(self._measure, answers, self.tokens_per_pass)
+        logp, entropy = in_pieces(self._measure, answers, self.tokens_per_pass)
         return logp, entropy
 
     def _measure(self, answers: Sequences) -> tuple[Tensor, Tensor]:
         with self.context(self.module) if self.context else nullcontext():
             hidden, layout = forward_hidden(self.module, answers, self.plain)
-            states, labels = hidden[layout.before[answers.mask]], answers.tokens[answers.mask]
-            logp, entropy = label_logprobs(self.module, states, labels, self.temperature)
+            states = hidden[layout.before[answers.mask]]
+            logp, entropy = states_logprobs(self.module, states, answers, self.temperature)
         empty = torch.zeros(answers.tokens.shape, dtype=logp.dtype, device=logp.device)
         return empty.masked_scatter(answers.mask, logp), empty.masked_scatter(answers.mask, entropy)
 
@@ -173,7 +195,7 @@ class HeadedModel:
                 torch.zeros(rows.tokens.shape, dtype=read.dtype, device=read.device).masked_scatter(rows.mask, read),
             )
 
-        return _in_pieces(measure, answers, self.tokens_per_pass)[0]
+        return in_pieces(measure, answers, self.tokens_per_pass)[0]
 
     def scores(self, answers: Sequences) -> Float[Tensor, "B"]:
         """One score a row, at its last real token."""
@@ -182,10 +204,10 @@ class HeadedModel:
             hidden, layout = forward_hidden(self.module.backbone, rows, self.plain)
             return (self.module.head(hidden[layout.last]).squeeze(-1),)
 
-        return _in_pieces(measure, answers, self.tokens_per_pass)[0]
+        return in_pieces(measure, answers, self.tokens_per_pass)[0]
 
 
-def _in_pieces(measure: Callable[[Sequences], tuple[Tensor, ...]], batch: Sequences, tokens: int) -> tuple[Tensor, ...]:
+def in_pieces(measure: Callable[[Sequences], tuple[Tensor, ...]], batch: Sequences, tokens: int) -> tuple[Tensor, ...]:
     """With gradient, the batch as it is (the loop has cut it); without, in pieces of at most `tokens` packed tokens."""
     if torch.is_grad_enabled() or len(batch) == 0:
         return measure(batch)
