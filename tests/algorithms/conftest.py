@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
 
 import pytest
@@ -11,7 +11,10 @@ import torch
 from torch import nn
 
 from tutelage.algorithms.base import Models
-from tutelage.data.batch import Pairs, Rollouts, Sequences, sequences
+from tutelage.data.batch import Pairs, Rollouts, Rows, Sequences, sequences
+from tutelage.data.labelled import Labelled, LabelledWithPartner
+from tutelage.data.sampled import StepRollouts, at_temperature
+from tutelage.models.distribution import DistributionModel
 from tutelage.models.heads import new_scalar_model
 from tutelage.models.logprobs import CausalModel, HeadedModel
 from tutelage.models.lora import LoRA, add_lora, frozen_copy, merged_state, reference_mode
@@ -29,15 +32,17 @@ class Nets:
     reference: Callable[..., CausalModel]
     value: nn.Module
     reward: nn.Module
+    teacher: nn.Module
     modules: dict[str, nn.Module] = field(default_factory=dict)
 
     def as_seen(self, plain: bool = False) -> Models:
         """The same networks, packed with shared prompts or (plain) every row padded beside its own prompt."""
         return Models(
-            CausalModel(self.policy, TEMPERATURE, plain=plain),
+            DistributionModel(self.policy, TEMPERATURE, plain=plain),
             self.reference(plain=plain),
             HeadedModel(self.value, plain=plain),
             HeadedModel(self.reward, plain=plain),
+            teacher=DistributionModel(self.teacher, TEMPERATURE, plain=plain),
         )
 
     @property
@@ -95,7 +100,8 @@ def make_nets(tuning: str, float64: bool = True, moved: bool = True) -> Nets:
     if moved:
         for seed, module in enumerate(modules.values()):
             _moved(module, 10 + seed)
-    return Nets(policy, reference, value, reward, modules)
+    teacher = tiny(vocabulary=264, hidden=24, heads=2, kv_heads=2, std=0.3, float64=float64, seed=5)[0]
+    return Nets(policy, reference, value, reward, teacher.requires_grad_(False), modules)
 
 
 @pytest.fixture
@@ -149,13 +155,46 @@ def make_pairs(float64: bool = True) -> Pairs:
     )
 
 
+@lru_cache
+def make_labelled(float64: bool = True) -> LabelledWithPartner:
+    """Labelled answers with weights (one of them 0), an empty one, and partners of other lengths to the same prompts."""
+    dtype = torch.float64 if float64 else torch.float32
+    return LabelledWithPartner(
+        answers(0),
+        torch.tensor([1, 0, 1, 0, 0, 1, 1, 1, 0, 1, 1, 0], dtype=dtype),
+        torch.tensor([1, 1, 0.5, 1, 1, 0, 1, 2, 1, 1, 1, 0.25], dtype=dtype),
+        replace(answers(2, lengths=LENGTHS[::-1]), prompts=answers(0).prompts),
+    )
+
+
+def with_steps(batch: Rollouts) -> StepRollouts:
+    """Every second own token and the last one end a step; the steps of prompt 1's answers all earn the same."""
+    mask = batch.answers.mask
+    place = mask.cumsum(1)
+    steps = mask & ((place % 2 == 0) | (place == place[:, -1:]))
+    scores = torch.sin(torch.arange(mask.numel(), dtype=batch.rewards.dtype)).view(mask.shape)
+    scores[batch.answers.prompt_of == 1] = 0.7
+    return StepRollouts(*(getattr(batch, f.name) for f in fields(Rollouts)), torch.where(steps, scores, 0.0), steps)
+
+
+def with_temperatures(batch: Rollouts) -> Rollouts:
+    """Each row drawn at a temperature of its own."""
+    drawn_at = tuple(0.6 + 0.1 * (row % 5) for row in range(len(batch)))
+    return replace(batch, answers=replace(at_temperature(batch.answers, 1.0), temperature=drawn_at))
+
+
 @pytest.fixture
-def batch_of() -> Callable[..., Sequences | Pairs | Rollouts]:
+def batch_of() -> Callable[..., Sequences | Pairs | Labelled | Rollouts]:
     """kind -> the batch that a method of this kind draws."""
 
-    def make(kind: str, tuning: str = "full", float64: bool = True, moved: bool = True) -> Sequences | Pairs | Rollouts:
+    def make(kind: str, tuning: str = "full", float64: bool = True, moved: bool = True) -> Rows:
         if kind == "answers":
             return answers()
-        return make_pairs(float64) if kind == "pairs" else make_rollouts(tuning, float64, moved)
+        if kind == "pairs":
+            return make_pairs(float64)
+        if kind == "labelled":
+            return make_labelled(float64)
+        change = {"steps": with_steps, "sampled": with_temperatures}.get(kind, lambda batch: batch)
+        return change(make_rollouts(tuning, float64, moved))
 
     return make

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from tutelage.algorithms.base import Models
 from tutelage.algorithms.grpo import GRPO
+from tutelage.algorithms.kto import KTO
 from tutelage.algorithms.ppo import PPO
-from tutelage.algorithms.preference import DPO
+from tutelage.algorithms.preference import DPO, IPO
 from tutelage.algorithms.reinforce import Reinforce
 from tutelage.algorithms.reward_model import BradleyTerry
 from tutelage.algorithms.sft import SFT
@@ -42,6 +43,8 @@ def largest(found, prefix):
         Reinforce(baseline="none", kl_coefficient=0.0),
         GRPO(kl_coefficient=0.0, minibatches=2),
         GRPO(kl_coefficient=0.0, average="sequence"),
+        GRPO(kl_coefficient=0.0, average="sequence", ratio="sequence", minibatches=2),
+        GRPO(kl_coefficient=0.0, average="group", objective="cispo", minibatches=2),
         PPO(kl_coefficient=0.0),
     ],
     ids=lambda a: a.name,
@@ -132,6 +135,20 @@ def test_dpo_and_bradley_terry_start_at_log_two(nets, batch_of):
     assert metrics["accuracy/implicit"].tolist() == [0.5] * len(batch)
 
 
+def test_ipo_and_kto_start_where_nothing_has_moved(nets, batch_of):
+    """pi = ref: IPO misses every lead by 1/(2 tau) = 2; z0 is exactly 0 and KTO's sigmoid 1/2, whatever the label."""
+    net, batch = nets("lora", float64=False, moved=False), batch_of("pairs", float64=False)
+    ipo = IPO(tau=0.25)
+    losses, _ = ipo.losses(net.as_seen(), ipo.prepare(net.as_seen(), batch, ipo.initial_state())[0])
+    assert torch.equal(losses, torch.full_like(losses, 4.0))
+    kto, rows = KTO(undesirable_weight=3.0), batch_of("labelled", float64=False)
+    prepared, _, measured = kto.prepare(net.as_seen(), rows, kto.initial_state())
+    assert measured["kto/z0"] == 0.0
+    losses, metrics = kto.losses(net.as_seen(), prepared)
+    assert torch.equal(losses, torch.where(rows.labels == 1, 0.5, 1.5))
+    assert not metrics["reward/margin"].any()
+
+
 def garbage(batch, everywhere: bool):
     """NaN in every float cell under the mask, and other tokens where no token is (or, `everywhere`, after the last action)."""
     mask = batch.mask if isinstance(batch, Sequences) else getattr(batch, "answers", None)
@@ -146,7 +163,7 @@ def garbage(batch, everywhere: bool):
     def spoiled(value):
         if isinstance(value, Sequences):
             return tokens(value)
-        if isinstance(value, Tensor) and value.ndim == 2:
+        if isinstance(value, Tensor) and value.ndim == 2 and value.is_floating_point():
             return torch.where(mask, value, float("nan"))
         return value
 
@@ -159,12 +176,19 @@ MASKED = [
     ("answers", SFT()),
     ("pairs", BradleyTerry()),
     ("pairs", DPO()),
+    ("pairs", DPO(nu=1.0)),
+    ("pairs", IPO()),
+    ("pairs", IPO(length="mean")),
+    ("labelled", KTO()),
     ("rollouts", Reinforce()),
     ("rollouts", Reinforce(baseline="leave_one_out")),
     ("rollouts", GRPO(minibatches=2)),
     ("rollouts", GRPO(kl="k2", average="sequence")),
+    ("rollouts", GRPO(ratio="sequence", average="group", minibatches=2, entropy_coefficient=0.1)),
+    ("rollouts", GRPO(objective="cispo", kl_to="old", kl_coefficient=0.2, minibatches=2)),
+    ("steps", GRPO(kl_coefficient=0.0)),
     ("rollouts", PPO(bootstrap_truncated=True)),
-    ("rollouts", PPO(whiten_advantages=False, value_clip=None)),
+    ("rollouts", PPO(whiten_advantages=False, value_clip=None, entropy_coefficient=0.1, kl_target=1.0)),
 ]
 
 
@@ -257,10 +281,12 @@ EDGES = {
     [
         *(Reinforce(baseline=b) for b in ("none", "running_mean", "group_mean", "leave_one_out")),
         GRPO(),
-        GRPO(advantage="center", average="constant", minibatches=2),
+        GRPO(advantage="center", average="constant", max_length=4, overlong=0.5, minibatches=2),
+        GRPO(ratio="sequence", minibatches=2),
+        GRPO(objective="cispo", average="group", minibatches=2),
         GRPO(average="sequence"),
         PPO(),
-        PPO(bootstrap_truncated=True, whiten_advantages=False),
+        PPO(bootstrap_truncated=True, whiten_advantages=False, missing_end_penalty=1.0, kl_target=1.0),
     ],
     ids=lambda a: f"{a.name} {getattr(a, 'baseline', '')}{getattr(a, 'average', '')}",
 )

@@ -31,6 +31,7 @@ class Command:
 
     settings: type[Any]
     kind: Kind
+    """Unless the settings say so themselves: what `prefer` reads is its method's matter."""
     ready: Callable[[Any, Sequence[Loaded]], Ready[Any]]
 
 
@@ -61,10 +62,11 @@ def check(command: str, cfg: Any) -> int:
     """Check one command's settings; returns 1 where a finding fails."""
     known = _known(command)
     stage(f"Check: tutelage {command}", "Nothing is trained and nothing is written.")
-    loaded = load_sources(cfg.data, known.kind, cfg.bad_rows)
+    kind = getattr(cfg, "reads", known.kind)
+    loaded = load_sources(cfg.data, kind, cfg.bad_rows)
     describe(loaded)
     if getattr(cfg, "heldout", ()):
-        describe(load_sources(cfg.heldout, known.kind, cfg.bad_rows))
+        describe(load_sources(cfg.heldout, kind, cfg.bad_rows))
     ready = known.ready(cfg, loaded)
     show_examples(ready.chat, shown_rows(ready.chat, ready.records, ready.collated))
     found = examine(ready.task, ready.chat, ready.records, ready.collated)
@@ -141,7 +143,7 @@ def _sft(cfg: sft.Sft, loaded: Sequence[Loaded]) -> Ready[Any]:
 
 
 def _prefer(cfg: prefer.Prefer, loaded: Sequence[Loaded]) -> Ready[Any]:
-    training, heldout = load_split(cfg)
+    training, heldout = load_split(cfg, cfg.reads)
     return prefer.ready(cfg, training, heldout)[0]
 
 

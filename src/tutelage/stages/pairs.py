@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from tutelage.data.batch import Pairs
 from tutelage.data.chat import Chat
 from tutelage.data.collate import comparisons
 from tutelage.data.readers import Loaded
-from tutelage.records import Comparison
+from tutelage.data.shapes import Kind
+from tutelage.records import Comparison, Rating
 from tutelage.stages.training import load, records_of, stream_of
 
-HINT = "no comparisons: give --data FILE with prompt / chosen / rejected rows (docs/data.md)"
+HINTS: dict[Kind, str] = {
+    "comparison": "no comparisons: give --data FILE with prompt / chosen / rejected rows (docs/data.md)",
+    "rating": "no labelled answers: give --data FILE with prompt / completion / label rows, or comparisons (docs/data.md)",
+}
+Judged = TypeVar("Judged", Comparison, Rating)
 
 
-def load_split(cfg: Any) -> tuple[tuple[Loaded, ...], list[Comparison]]:
+def load_split(cfg: Any, kind: Kind = "comparison") -> tuple[tuple[Loaded, ...], list[Any]]:
     """(what is trained on, what is held out): `--heldout`, or a share of the prompts of `--data`."""
-    loaded = load(cfg.data, "comparison", cfg.bad_rows, HINT)
+    loaded = load(cfg.data, kind, cfg.bad_rows, HINTS[kind])
     if cfg.heldout:
-        return loaded, records_of(load(cfg.heldout, "comparison", cfg.bad_rows, HINT))
-    sides = [split_by_prompt(cast(Sequence[Comparison], one.records), cfg.heldout_share) for one in loaded]
+        return loaded, records_of(load(cfg.heldout, kind, cfg.bad_rows, HINTS[kind]))
+    sides = [split_by_prompt(cast(Sequence[Any], one.records), cfg.heldout_share) for one in loaded]
     training = tuple(replace(one, records=tuple(kept)) for one, (kept, _) in zip(loaded, sides, strict=True))
     if not records_of(training):
         raise ValueError(
@@ -34,14 +40,27 @@ def load_split(cfg: Any) -> tuple[tuple[Loaded, ...], list[Comparison]]:
 def pair_draw(
     loaded: Sequence[Loaded], chat: Chat, cfg: Any
 ) -> tuple[Callable[[int], tuple[Pairs, dict[str, float]]], float]:
-    """(step -> all comparisons of the step's prompts, steps an epoch)."""
-    draw_groups, epoch = stream_of(loaded, cfg.batch_size, cfg.seed, by_prompt)
+    """(step -> all comparisons of the step's prompts, steps an epoch); a ranking counts as one comparison does."""
+    draw_groups, epoch = stream_of(loaded, cfg.batch_size, cfg.seed, lambda records: by_prompt(share_rankings(records)))
 
     def draw(step: int) -> tuple[Pairs, dict[str, float]]:
         rows = [record for group in draw_groups(step) for record in group]
         return comparisons(rows, chat, cfg.max_tokens).batch, {}
 
     return draw, epoch
+
+
+def share_rankings(records: Sequence[Comparison]) -> list[Comparison]:
+    """Each of a ranking's C(K, 2) pairs with 1 / C(K, 2) of its weight, so that every ranking counts the same.
+
+    arXiv:2203.02155, eq. 1. A ranking is what an annotator said of a prompt's answers under one `group`.
+    """
+    keys = [(record.prompt.key, record.group, record.annotator) if record.group else None for record in records]
+    pairs = Counter(keys)
+    return [
+        record if key is None else replace(record, weight=record.weight / pairs[key])
+        for key, record in zip(keys, records, strict=True)
+    ]
 
 
 def by_prompt(records: Sequence[Comparison]) -> list[list[Comparison]]:
@@ -52,10 +71,10 @@ def by_prompt(records: Sequence[Comparison]) -> list[list[Comparison]]:
     return list(groups.values())
 
 
-def split_by_prompt(records: Sequence[Comparison], share: float) -> tuple[list[Comparison], list[Comparison]]:
+def split_by_prompt(records: Sequence[Judged], share: float) -> tuple[list[Judged], list[Judged]]:
     """(training, held out): every prompt is on one side only; which one depends on its content alone."""
 
-    def held(record: Comparison) -> bool:
+    def held(record: Judged) -> bool:
         return int(hashlib.sha256(record.prompt.key.encode()).hexdigest()[:8], 16) / 16**8 < share
 
     return [r for r in records if not held(r)], [r for r in records if held(r)]

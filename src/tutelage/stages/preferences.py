@@ -1,4 +1,4 @@
-"""Held-out implicit accuracy of a policy trained on comparisons: does log(pi/ref) rank unseen pairs as people did?"""
+"""What a policy trained on preferences has learnt: does its implicit reward rank unseen answers as people did?"""
 
 from __future__ import annotations
 
@@ -6,31 +6,65 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
-from tutelage.algorithms.preference import sequence_logprobs
+from tutelage.algorithms.preference import answer_logprobs
 from tutelage.console import say
-from tutelage.data.collate import comparisons
+from tutelage.data.batch import Sequences
+from tutelage.data.collate import comparisons, ratings
 from tutelage.evaluation.reward_report import reward_report
-from tutelage.records import Comparison
+from tutelage.evaluation.winrate import interval
+from tutelage.records import Comparison, Rating
 from tutelage.stages.common import Actor
+from tutelage.statistics import auc, cluster_bootstrap
 from tutelage.training.run import Run
 
 
-def heldout_accuracy(cfg: Any, actor: Actor, heldout: Sequence[Comparison], run: Run) -> None:
-    """Write prefer.json: the reward report with beta log(pi/ref) as the score."""
+def heldout_accuracy(cfg: Any, actor: Actor, heldout: Sequence[Comparison] | Sequence[Rating], run: Run) -> None:
+    """Write prefer.json: the reward report with the implicit reward as the score, and for labelled answers the AUC too."""
     if not heldout:
         return
-    with torch.no_grad():
-        batch = comparisons(heldout, actor.chat, cfg.max_tokens).batch
-        now = sequence_logprobs(actor.policy, batch)
-        start = sequence_logprobs(actor.reference, batch)
-    sides = [(cfg.algorithm.beta * (a - b)).tolist() for a, b in zip(now, start, strict=True)]
-    assert len(sides[0]) == len(heldout), "a held-out pair was left out: its two sides are equal after the cut"
-    report = reward_report(heldout, lambda rows: _lookup(rows, heldout, sides))
+    rated = [record for record in heldout if isinstance(record, Rating)]
+    report = _rated_report(cfg, actor, rated) if rated else _compared_report(cfg, actor, heldout)  # type: ignore[arg-type]
     (run.folder / "prefer.json").write_text(json.dumps(report, indent=1))
-    accuracy = report["accuracy"]
-    say(f"held-out implicit accuracy {accuracy['estimate']:.3f} [{accuracy['low']:.3f}, {accuracy['high']:.3f}]")
+    for name, what in (("accuracy", "held-out implicit accuracy"), ("auc", "held-out area under the curve")):
+        if name in report:
+            say(f"{what} {report[name]['estimate']:.3f} [{report[name]['low']:.3f}, {report[name]['high']:.3f}]")
+
+
+def implicit_rewards(cfg: Any, actor: Actor, answers: Sequences) -> torch.Tensor:
+    """The method's reward of each answer, from log(pi/ref).  [B]"""
+    with torch.no_grad():
+        log_ratio = answer_logprobs(actor.policy, answers) - answer_logprobs(actor.reference, answers)
+    return cfg.algorithm.implicit(log_ratio, answers)
+
+
+def _compared_report(cfg: Any, actor: Actor, heldout: Sequence[Comparison]) -> dict[str, Any]:
+    both = comparisons(heldout, actor.chat, cfg.max_tokens).batch.both()
+    assert len(both) == 2 * len(heldout), "a held-out pair was left out: its two sides are equal after the cut"
+    sides = [side.tolist() for side in implicit_rewards(cfg, actor, both).chunk(2)]
+    return reward_report(heldout, lambda rows: _lookup(rows, heldout, sides))
+
+
+def _rated_report(cfg: Any, actor: Actor, heldout: Sequence[Rating]) -> dict[str, Any]:
+    """Of all answers the AUC; where a prompt has answers of both kinds, how often the desirable one has the larger reward."""
+    answers = ratings(heldout, actor.chat, cfg.max_tokens).batch.answers
+    assert len(answers) == len(heldout), "a held-out answer was left out: it has no token"
+    scored = list(zip(heldout, implicit_rewards(cfg, actor, answers).tolist(), strict=True))
+    by_prompt: dict[str, tuple[list[Any], list[Any]]] = {}
+    for record, reward in scored:
+        by_prompt.setdefault(record.prompt.key, ([], []))[record.score > 0.5].append((record, reward))
+    pairs = [(good, bad) for no, yes in by_prompt.values() for good in yes for bad in no]
+    compared = [Comparison(good.prompt, good.answer, bad.answer) for (good, _), (bad, _) in pairs]
+    report = reward_report(compared, lambda rows: [(a, b) for (_, a), (_, b) in pairs]) if pairs else {}
+    if len({record.score for record in heldout}) == 2:
+        rows = np.array([(reward, record.score) for record, reward in scored])
+        area = cluster_bootstrap(
+            rows, [r.prompt.key for r in heldout], lambda x: auc(x[:, 0], x[:, 1]), rng=np.random.default_rng(cfg.seed)
+        )
+        report["auc"] = interval(area)
+    return {**report, "answers": len(heldout)}
 
 
 def _lookup(
