@@ -6,7 +6,6 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from sqlalchemy import Connection, RowMapping, Select, and_, exists, func, insert, or_, select, update
 
 from tutelage.feedback.schema import annotator, assignment, instructions, item, judgment_event, project, slot
@@ -93,8 +92,8 @@ def lease_seconds(c: Connection, project_id: int) -> float:
         .order_by(judgment_event.c.seq.desc())
         .limit(200)
     )
-    times = list(c.execute(query).scalars())
-    p90 = float(np.quantile(times, 0.9)) / 1000 if times else 0.0
+    times = sorted(c.execute(query).scalars())
+    p90 = times[int(0.9 * (len(times) - 1))] / 1000 if times else 0.0
     return min(max(SHORTEST_LEASE, 3 * p90), LONGEST_LEASE)
 
 
