@@ -47,6 +47,16 @@ METHODS: dict[str, tuple[str, Any]] = {
     "reinforce running_mean": ("rollouts", Reinforce(baseline="running_mean", kl_coefficient=0.0)),
     "reinforce group_mean": ("rollouts", Reinforce(baseline="group_mean")),
     "rloo": ("rollouts", Reinforce(baseline="leave_one_out", kl_coefficient=0.3)),
+    "rloo with one action": (
+        "rollouts",
+        Reinforce(credit="answer", baseline="leave_one_out", kl="k3", normalize="step"),
+    ),
+    "reinforce with values": ("rollouts", Reinforce(baseline="value", kl="k2", kl_in="loss", normalize="running")),
+    "reinforce with a value of the prompt": (
+        "rollouts",
+        Reinforce(credit="answer", baseline="value", kl="ratio_k3", kl_in="loss", whiten_advantages=True),
+    ),
+    "reinforce by steps": ("steps", Reinforce(baseline="leave_one_out", kl="k2")),
     "grpo": ("rollouts", GRPO()),
     "grpo sequence k3": ("rollouts", GRPO(average="sequence", kl="k3", kl_coefficient=0.3)),
     "dr_grpo k2": ("rollouts", GRPO(advantage="center", average="constant", max_length=10, kl="k2", clip_high=0.28)),

@@ -14,8 +14,8 @@ from tutelage.algorithms.policy_gradient import reference_logprobs, rollout_metr
 from tutelage.config import config
 from tutelage.data.batch import PolicyBatch, Rollouts, per_group, ungroup
 from tutelage.data.sampled import StepRollouts
-from tutelage.functional import kl as estimators
 from tutelage.functional.advantages import center, standardize
+from tutelage.functional.kl import estimate
 from tutelage.functional.policy import cispo, clipped_surrogate, mean_log_ratio
 from tutelage.functional.shaping import soft_overlong, step_advantages
 from tutelage.functional.weights import constant, group_token_mean, keep, sequence_mean, token_mean
@@ -158,6 +158,4 @@ class GRPO:
 
     def _kl(self, logp: Tensor, batch: PolicyBatch, old: Tensor) -> Tensor:
         ref = old if self.kl_to == "old" else keep(batch.ref_logprobs, batch.answers.mask)
-        if self.kl == "ratio_k3":
-            return estimators.ratio_k3(logp, ref, old)
-        return estimators.k3(logp, ref) if self.kl == "k3" else estimators.k2(logp, ref)
+        return estimate(self.kl, logp, ref, old)

@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor
 
 from tutelage.algorithms.base import ActorCritic, Metrics, Models, ScalarModel, State
-from tutelage.algorithms.policy_gradient import kl_rewards, reference_logprobs, rollout_metrics
+from tutelage.algorithms.policy_gradient import kl_rewards, reference_logprobs, rollout_metrics, value_metrics
 from tutelage.config import config
 from tutelage.data.batch import ActorCriticBatch, Rollouts, Sequences
 from tutelage.functional.advantages import at_last_token, gae, whiten
@@ -133,13 +133,3 @@ def _forward(models: Models, answers: Sequences) -> tuple[Tensor, Tensor, Tensor
     if models.value is models.policy:
         return cast(ActorCritic, models.policy).logprobs_entropy_values(answers)
     return (*models.policy.logprobs_and_entropy(answers), models.value.values(answers))
-
-
-def value_metrics(values: Tensor, returns: Tensor, mask: Tensor) -> dict[str, float]:
-    """How much of the returns' variance the values explain: 1 - Var(G - V) / Var(G)."""
-    error, target = (returns - values)[mask], returns[mask]
-    spread = float(target.var(correction=0))
-    return {
-        "value/mean": float(values[mask].mean()),
-        "value/explained": 1 - float(error.var(correction=0)) / spread if spread > 0 else 0.0,
-    }

@@ -5,7 +5,7 @@ token before a hole is followed by the token after it. Masked cells are never re
 """
 
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -50,6 +50,12 @@ def at_last_token(scores: Float[Tensor, "B"], mask: Shaped[Tensor, "B T"]) -> Fl
     actions = mask.bool()
     actions_left = actions.flip(1).cumsum(1).flip(1)
     return torch.where(actions & (actions_left == 1), scores[:, None], 0)
+
+
+def first_token(mask: Shaped[Tensor, "B T"]) -> Bool[Tensor, "B T"]:
+    """True on the first action token of each row: the state before it is the prompt, whatever is said afterwards."""
+    actions = mask.bool()
+    return actions & (actions.cumsum(1) == 1)
 
 
 def reward_to_go(

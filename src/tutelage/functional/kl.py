@@ -14,13 +14,18 @@ detached, by grad log pi:
 | `k3`       | grad KL(ref, pi): forward  | grad KL(pi, ref) - grad KL(ref, pi)             |
 | `ratio_k3` | grad KL(pi, ref)           | as `k3`                                         |
 
-"In the loss" holds the visited states fixed: the sum over t of grad KL(pi, ref at s_t). Only k1 in the reward, with
-reward-to-go and no discount, gives the gradient of the KL between whole sequences.
+"In the loss" holds the visited states fixed: the sum over t of grad KL(pi, ref at s_t). Token by token, only k1 in the
+reward, with reward-to-go and no discount, gives the gradient of the KL between whole sequences. Where the whole answer is
+one action (log pi its sum over tokens) the table speaks of whole sequences in every line.
 """
+
+from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+Estimator = Literal["k1", "k2", "k3", "ratio_k3"]
 
 
 def k1(logp: Float[Tensor, "*shape"], ref: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
@@ -54,3 +59,15 @@ def ratio_k3(
     """
     sampled_by = logp.detach() if old_logp is None else old_logp
     return torch.exp(logp - sampled_by) * k3(logp, ref)
+
+
+def estimate(
+    name: Estimator,
+    logp: Float[Tensor, "*shape"],
+    ref: Float[Tensor, "*shape"],
+    old_logp: Float[Tensor, "*shape"] | None = None,
+) -> Float[Tensor, "*shape"]:
+    """The estimator of that name. `old_logp`, the policy that sampled where it is not pi, matters to `ratio_k3` alone."""
+    if name == "ratio_k3":
+        return ratio_k3(logp, ref, old_logp)
+    return {"k1": k1, "k2": k2, "k3": k3}[name](logp, ref)
