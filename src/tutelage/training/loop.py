@@ -41,8 +41,25 @@ class Hook:
 
 
 @dataclass(frozen=True)
+class Beside:
+    """A second term of every optimiser step's loss: `coefficient` times another method on rows of its own.
+
+    With SFT on pretraining text it is the mix of PPO-ptx (arXiv:2203.02155, eq. 2). `draw` gives the rows of the n-th
+    optimiser step; the method holds nothing fixed from step to step.
+    """
+
+    name: str
+    algorithm: Algorithm
+    draw: Callable[[int], Rows]
+    coefficient: float
+
+
+@dataclass(frozen=True)
 class Task:
-    """What is trained, how and for how long. `trained` names the modules whose trainable weights move."""
+    """What is trained, how and for how long. `trained` names the modules whose trainable weights move.
+
+    `own_reference` is False where the reference is not the policy's start, so that their KL is not 0 at step 0.
+    """
 
     models: Models
     algorithm: Algorithm
@@ -53,6 +70,8 @@ class Task:
     settings: Optimization
     seed: int = 0
     label: str = "training"
+    beside: Beside | None = None
+    own_reference: bool = True
 
 
 @dataclass
@@ -69,7 +88,7 @@ def train(task: Task, run: Run, hooks: tuple[Hook, ...] = (), resume_command: st
 
     Raises Interrupted after a Ctrl-C, ValueError for a batch that trains nothing or a gradient that is not finite.
     """
-    missing = task.models.missing(task.algorithm.needs)
+    missing = task.models.missing((*task.algorithm.needs, *(task.beside.algorithm.needs if task.beside else ())))
     assert not missing, f"{type(task.algorithm).__name__} needs {missing}"
     progress = _start(task, run)
     with Interrupt() as interrupt, track(task.steps, task.label) as bar:
@@ -115,25 +134,35 @@ def _update(task: Task, progress: Progress, batch: Rows) -> dict[str, float]:
     parameters = list(named_trainable(task.trained).values())
     rate = learning_rate(task.settings, progress.step, task.steps, task.peak)
     set_learning_rate(progress.optimizer, rate)
-    loss, norms, averages = 0.0, [], Averages()
+    loss, norms, averages, second = 0.0, [], Averages(), Averages()
     passes, parts = getattr(task.algorithm, "passes", 1), getattr(task.algorithm, "minibatches", 1)
     for turn in range(passes):
-        for rows in minibatches(len(batch), parts, f"{task.seed}/{progress.step}/{turn}"):
+        for part, rows in enumerate(minibatches(len(batch), parts, f"{task.seed}/{progress.step}/{turn}")):
             progress.optimizer.zero_grad(set_to_none=True)
             value, measured = accumulate(task.algorithm, task.models, batch[rows], task.settings.tokens_per_pass)
+            if task.beside is not None:
+                second.join(_beside(task, task.beside, (progress.step * passes + turn) * parts + part))
             norms.append(clip_gradients(parameters, task.settings.max_grad_norm))
             progress.optimizer.step()
             loss += value / (passes * parts)
-            averages.weight += measured.weight
-            for name, total in measured.sums.items():
-                averages.sums[name] = averages.sums.get(name, 0.0) + total
+            averages.join(measured)
     progress.optimizer.zero_grad(set_to_none=True)
+    beside = {} if task.beside is None else {f"{task.beside.name}/{k}": v for k, v in second.means().items()}
     return {
         **averages.means(),
+        **beside,
         "loss": loss,
         "optim/gradient_norm": sum(norms) / len(norms),
         "optim/learning_rate": rate,
     }
+
+
+def _beside(task: Task, term: Beside, number: int) -> Averages:
+    """Gradients of the second term of the `number`-th optimiser step, added to those that are there."""
+    place = next(iter(named_trainable(task.trained).values())).device
+    rows, _, _ = term.algorithm.prepare(task.models, term.draw(number).to(place), term.algorithm.initial_state())
+    budget = task.settings.tokens_per_pass
+    return accumulate(term.algorithm, task.models, rows, budget, scale=term.coefficient)[1]
 
 
 def _start(task: Task, run: Run) -> Progress:

@@ -6,11 +6,12 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 
+from tutelage.algorithms.base import Models
 from tutelage.console import say
 from tutelage.data.batch import Rows, Sequences, sequences
 from tutelage.data.chat import Chat
@@ -129,7 +130,7 @@ def _examine_rows(
         return findings, None, []
     totals = row_totals(parts[0]).masked_fill(~parts[0].mask.any(-1).cpu(), sys.maxsize)
     few = parts[0][totals.argsort()[:2]].to(_place(task))
-    findings.append(step_zero(task.models, few))
+    findings.append(step_zero(_at_start(task), few))
     drawn = [task.draw(step)[0] for step in range(min(3, task.steps))]
     rows = max(len(one) for one in drawn)
     return findings, heaviest(batch, task.settings.tokens_per_pass, rows), drawn
@@ -150,10 +151,15 @@ def _examine_sampling(
     assert task.models.policy is not None
     tried = try_sampler(source)
     sampled = tried.sampled.to(_place(task))
-    findings.append(step_zero(task.models, sampled.answers))
+    findings.append(step_zero(_at_start(task), sampled.answers))
     findings.append(sampler_agrees(task.models.policy, sampled, _dtype(task)))
     drawn = len(source.draw_prompts(0))
     return findings, imagined(source, encoded, drawn, task.settings.tokens_per_pass), tried, []
+
+
+def _at_start(task: Task) -> Models:
+    """The models, without a reference that is not the policy's start: its KL is not 0."""
+    return task.models if task.own_reference else replace(task.models, reference=None)
 
 
 def _fit(task: Task, chat: Chat, longest: int) -> list[Finding]:

@@ -123,7 +123,7 @@ def imagined(source: RolloutSource, longest: Sequence[Sequence[int]], prompts: i
     said = [[draw.choices(head, k=source.decoding.max_tokens) for _ in range(source.group_size)] for head in heads]
     groups = [[Answer("", tuple(ids), (0.0,) * len(ids)) for ids in group] for group in said]
     rewards = [[float(g % 2) for g in range(source.group_size)] for _ in heads]
-    return rollouts(heads, groups, rewards)
+    return rollouts(heads, groups, rewards, source.decoding.temperature)
 
 
 def rehearse(task: Task, batch: Rows) -> Rehearsal:
@@ -181,7 +181,7 @@ def try_sampler(source: RolloutSource) -> Tried:
         tokens, answers, replace(source.decoding, max_tokens=count), f"{source.seed}/preflight"
     )
     both = time.perf_counter() - clock - first
-    sampled = rollouts(tokens, groups, [[0.0] * answers for _ in tokens])
+    sampled = rollouts(tokens, groups, [[0.0] * answers for _ in tokens], source.decoding.temperature)
     per_step = max(0.0, both - first) / max(1, count - 1)
     return Tried(sampled, answers * len(tokens), first / sum(map(len, tokens)), per_step)
 

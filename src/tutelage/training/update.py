@@ -29,13 +29,21 @@ class Averages:
         for name, value in metrics.items():
             self.sums[name] = self.sums.get(name, 0.0) + float(weighted_sum(value.to("cpu", torch.float64), exact))
 
+    def join(self, other: Averages) -> None:
+        """Account what another one has accounted."""
+        self.weight += other.weight
+        for name, total in other.sums.items():
+            self.sums[name] = self.sums.get(name, 0.0) + total
+
     def means(self) -> dict[str, float]:
         """Name -> weighted mean."""
         return {name: total / self.weight for name, total in self.sums.items()} if self.weight else {}
 
 
-def accumulate(algorithm: Algorithm, models: Models, batch: Rows, tokens: int) -> tuple[float, Averages]:
-    """Gradients of one optimiser step into `.grad`; returns the loss and its metrics.
+def accumulate(
+    algorithm: Algorithm, models: Models, batch: Rows, tokens: int, *, scale: float = 1.0
+) -> tuple[float, Averages]:
+    """Gradients of one optimiser step, times `scale`, added into `.grad`; returns the loss (unscaled) and its metrics.
 
     Raises ValueError where nothing is trained on (every label masked), instead of a run that learns nothing with loss 0.
     """
@@ -51,7 +59,7 @@ def accumulate(algorithm: Algorithm, models: Models, batch: Rows, tokens: int) -
             continue  # rows that count for nothing cost nothing
         losses, metrics = algorithm.losses(models, batch[rows])
         value = weighted_sum(losses, part)
-        value.backward()
+        (value if scale == 1 else scale * value).backward()
         loss += float(value.detach())
         averages.add({**metrics, "loss": losses.detach()}, part)
     return loss, averages
