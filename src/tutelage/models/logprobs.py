@@ -37,7 +37,7 @@ class _LabelHead(torch.autograd.Function):
         logp, entropy, norm = (hidden.new_empty(len(labels)) for _ in range(3))
         for at in range(0, len(labels), CHUNK):
             rows = slice(at, at + CHUNK)
-            logits = (hidden[rows] @ weight.T).div_(_of(temperature, rows))
+            logits = (hidden[rows] @ weight.T).div_(at_rows(temperature, rows))
             norm[rows] = logits.logsumexp(-1)
             logp[rows] = logits.gather(-1, labels[rows, None])[:, 0] - norm[rows]
             entropy[rows] = norm[rows] - (logits * (logits - norm[rows, None]).exp_()).sum(-1)
@@ -53,11 +53,11 @@ class _LabelHead(torch.autograd.Function):
         into_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         for at in range(0, len(labels), CHUNK):
             rows = slice(at, at + CHUNK)
-            logp = (hidden[rows] @ weight.T).div_(_of(ctx.temperature, rows)).sub_(norm[rows, None])
+            logp = (hidden[rows] @ weight.T).div_(at_rows(ctx.temperature, rows)).sub_(norm[rows, None])
             p = logp.exp()
             # d logp(label) / d logit = onehot - p;  d entropy / d logit = -p (log p + entropy)
             slope = logp.add_(entropy[rows, None]).mul_(-grad_entropy[rows, None]).sub_(grad_logp[rows, None]).mul_(p)
-            slope.scatter_add_(1, labels[rows, None], grad_logp[rows, None]).div_(_of(ctx.temperature, rows))
+            slope.scatter_add_(1, labels[rows, None], grad_logp[rows, None]).div_(at_rows(ctx.temperature, rows))
             if into_hidden is not None:
                 into_hidden[rows] = slope @ weight
             if into_weight is not None:
@@ -71,7 +71,7 @@ def _plain_head(
     """The same through any head (biased, adapted, soft-capped): chunks recomputed in backward by checkpointing."""
 
     def chunk(h: Tensor, y: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
-        logp = (exact(head(h)) / _of(temperature, rows)).log_softmax(-1)
+        logp = (exact(head(h)) / at_rows(temperature, rows)).log_softmax(-1)
         return logp.gather(-1, y[:, None])[:, 0], -(logp.exp() * logp).sum(-1)
 
     parts = [
@@ -81,7 +81,7 @@ def _plain_head(
     return torch.cat([logp for logp, _ in parts]), torch.cat([entropy for _, entropy in parts])
 
 
-def _of(temperature: Temperature, rows: slice) -> float | Tensor:
+def at_rows(temperature: Temperature, rows: slice) -> float | Tensor:
     """The temperature as a factor of the logits [rows, V]."""
     return temperature[rows, None] if isinstance(temperature, Tensor) else temperature
 
@@ -127,11 +127,16 @@ def states_logprobs(
     model: nn.Module, states: Float[Tensor, "N D"], answers: Sequences, temperature: float
 ) -> tuple[Float[Tensor, "N"], Float[Tensor, "N"]]:
     """The same for the N trained tokens of `answers`, each at the temperature it was drawn at, else at `temperature`."""
-    labels = answers.tokens[answers.mask]
+    return label_logprobs(
+        model, states, answers.tokens[answers.mask], drawn_at(answers, temperature, exact(states[:0]))
+    )
+
+
+def drawn_at(answers: Sequences, default: float, like: Tensor) -> Temperature:
+    """The temperature of each trained token of `Sampled` rows, in the precision of `like`; else `default` for all."""
     if not isinstance(answers, Sampled):
-        return label_logprobs(model, states, labels, temperature)
-    drawn_at = torch.tensor(answers.temperature, dtype=exact(states[:0]).dtype, device=states.device)
-    return label_logprobs(model, states, labels, drawn_at[:, None].expand(answers.mask.shape)[answers.mask])
+        return default
+    return like.new_tensor(answers.temperature)[:, None].expand(answers.mask.shape)[answers.mask]
 
 
 def forward_hidden(model: nn.Module, batch: Sequences, plain: bool = False) -> tuple[Float[Tensor, "N D"], Any]:
