@@ -17,7 +17,7 @@ from tutelage.evaluation.reward_report import reward_report
 from tutelage.evaluation.winrate import interval
 from tutelage.records import Comparison, Rating
 from tutelage.stages.common import Actor
-from tutelage.statistics import auc, cluster_bootstrap
+from tutelage.statistics import auc_interval
 from tutelage.training.run import Run
 
 
@@ -59,11 +59,9 @@ def _rated_report(cfg: Any, actor: Actor, heldout: Sequence[Rating]) -> dict[str
     compared = [Comparison(good.prompt, good.answer, bad.answer) for (good, _), (bad, _) in pairs]
     report = reward_report(compared, lambda rows: [(a, b) for (_, a), (_, b) in pairs]) if pairs else {}
     if len({record.score for record in heldout}) == 2:
-        rows = np.array([(reward, record.score) for record, reward in scored])
-        area = cluster_bootstrap(
-            rows, [r.prompt.key for r in heldout], lambda x: auc(x[:, 0], x[:, 1]), rng=np.random.default_rng(cfg.seed)
-        )
-        report["auc"] = interval(area)
+        rewards, labels = [reward for _, reward in scored], [record.score for record in heldout]
+        clusters = [record.prompt.key for record in heldout]
+        report["auc"] = interval(auc_interval(rewards, labels, clusters, rng=np.random.default_rng(cfg.seed)))
     return {**report, "answers": len(heldout)}
 
 

@@ -23,9 +23,10 @@ def rated_draw(
     """
     records: list[Rating] = records_of(loaded)
     check_labels(records)
-    checked = ratings(records, chat, cfg.max_tokens)
+    alone = ratings(records, chat, cfg.max_tokens)
     # A mismatched row may be no longer than the longest row that is trained on: those are known to fit the model
-    longest = int(row_totals(checked.batch.answers).max())
+    longest = int(row_totals(alone.batch.answers).max())
+    batch = ratings_with_partners(with_partners(records), chat, longest).batch
     draw_groups, epoch = stream_of(loaded, cfg.batch_size, cfg.seed, lambda rows: by_prompt(with_partners(rows)))
 
     def draw(step: int) -> tuple[LabelledWithPartner, dict[str, float]]:
@@ -33,7 +34,7 @@ def rated_draw(
         collated = ratings_with_partners(rows, chat, longest)
         return collated.batch, {"kto/partner_cut": collated.counts["partner_cut"] / len(rows)}
 
-    return draw, epoch, checked
+    return draw, epoch, Collated(batch, alone.counts)
 
 
 def check_labels(records: Sequence[Rating]) -> None:
