@@ -19,7 +19,7 @@ from tutelage.statistics.calibration import (
     fitted_temperature,
     reliability_curve,
 )
-from tutelage.statistics.discrimination import auc
+from tutelage.statistics.discrimination import auc, auc_interval
 from tutelage.statistics.intervals import (
     Interval,
     cluster_bootstrap,
@@ -36,6 +36,7 @@ __all__ = [
     "Kappa",
     "ReliabilityBin",
     "auc",
+    "auc_interval",
     "best_of_n_kl_bound",
     "best_of_n_unbiased",
     "brier",
