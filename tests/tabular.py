@@ -144,7 +144,7 @@ def make_world(vocabulary: int, length: int, seed: int, spread: float = 0.7) -> 
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
     policy = Table((spread * normal(states, vocabulary)).requires_grad_(), normal(states))
-    reference = Table(spread * normal(states, vocabulary), normal(states))
+    reference = Table(2 * spread * normal(states, vocabulary), normal(states))
     return World(answers, 0.4 + normal(len(answers)), policy, reference, policy)
 
 
