@@ -231,10 +231,20 @@ class Client(httpx.Client):
         return self.send_json("POST", f"/api/task/{assignment}/submit", {"key": key, "payload": payload, **more})
 
 
-@pytest.fixture
-def serving(lite: Place) -> Iterator[Server]:
-    """A server on an empty SQLite database."""
-    made = Server(lite)
+@pytest.fixture(scope="session")
+def serving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One server on a SQLite database for many tests, each with projects of its own."""
+    url = f"sqlite:///{tmp_path_factory.mktemp('serving') / 'feedback.db'}"
+    made = Server(Place(open_database(url), url))
     made.start()
+    yield made
+    made.kill()
+    made.place.db.close()
+
+
+@pytest.fixture
+def own_server(place: Place) -> Iterator[Server]:
+    """A server that the test starts and kills, on an empty database of each kind."""
+    made = Server(place)
     yield made
     made.kill()

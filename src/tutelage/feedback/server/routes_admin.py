@@ -151,7 +151,8 @@ async def add_items(request: Request, project: int, file: UploadFile) -> Respons
 def _add_file(request: Request, project: int, path: Path) -> Response:
     db, me = context(request)
     read_items = request.app.state.settings.read_items
-    assert read_items is not None, "the server was started without a reader of data files"
+    if read_items is None:
+        return _project_page(request, project, 422, error="This server was started without a reader of data files.")
     try:
         with db.read() as c:
             task = overview.project_row(c, project)["task"]

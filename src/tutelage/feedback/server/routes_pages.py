@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Annotated
 
 from fastapi import APIRouter, Form, HTTPException, Request
@@ -62,13 +61,12 @@ def instructions(request: Request, project: int, version: int | None = None) -> 
 def enter(request: Request, token: str) -> Response:
     """A link that lets a known person in: the admin's one-time link, or a person's own."""
     db = request.app.state.db
-    _not_throttled(db, request)
     with db.write() as c:
         who = people.enter(c, token)
         if who is not None:
             role = c.execute(select(annotator.c.role).where(annotator.c.id == who)).scalar_one()
             return _signed_in(request, people.new_session(c, who), "/admin" if role == "admin" else "/")
-        people.failed(c, _address(request))
+    _wrong_link(request)
     if request.state.me is not None:
         return RedirectResponse("/", 303)
     text = "It lets somebody in once, or has expired. Whoever runs the server can print a new one."
@@ -85,7 +83,6 @@ def invitation(request: Request, token: str) -> Response:
 def join(request: Request, token: str, name: Annotated[str, Form(max_length=500)] = "") -> Response:
     """Take one use of an invite link; the session is a fresh one. joined.html: return_url, days, project."""
     db: Database = request.app.state.db
-    _not_throttled(db, request)
     try:
         with db.write() as c:
             who = people.join(c, token, name)
@@ -114,13 +111,10 @@ def leave(request: Request) -> Response:
 
 
 def _invitation(request: Request, token: str, error: str | None = None, name: str = "") -> Response:
-    db = request.app.state.db
-    _not_throttled(db, request)
-    with db.read() as c:
+    with request.app.state.db.read() as c:
         found = people.find_invite(c, token)
     if found is None:
-        with db.write() as c:
-            people.failed(c, _address(request))
+        _wrong_link(request)
         text = "It was used up, revoked, or has expired. Ask whoever sent it for a new one."
         return message(request, 404, "This invitation does not work any more", text)
     project = {"name": found["project"]} if found["project"] else None
@@ -128,14 +122,14 @@ def _invitation(request: Request, token: str, error: str | None = None, name: st
     return page(request, "join.html", 422 if error else 200, project=project, **said)
 
 
-def _address(request: Request) -> str:
-    return request.client.host if request.client else ""
-
-
-def _not_throttled(db: Database, request: Request) -> None:
-    with db.read() as c:
-        if people.throttled(c, _address(request), time.time()):
-            raise HTTPException(429, "Too many links that do not work. Try again in ten minutes.")
+def _wrong_link(request: Request) -> None:
+    """Count it; who tries many has to wait. Links that are right work all the same: nobody can lock others out."""
+    address = request.client.host if request.client else ""
+    with request.app.state.db.write() as c:
+        tired = people.throttled(c, address)
+        people.failed(c, address)
+    if tired:
+        raise HTTPException(429, "Too many links that do not work. Try again in ten minutes.")
 
 
 def _signed_in(request: Request, token: str, to: str) -> Response:

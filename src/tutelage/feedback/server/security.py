@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Awaitable, Callable, MutableMapping
+from contextlib import suppress
 from typing import Any
 
 from tutelage.feedback.server.settings import Settings
@@ -33,7 +34,7 @@ LARGEST = ((re.compile(r"/admin/p/\d+/items"), 64 * MEGABYTE), (re.compile(r"/ap
 
 
 class TooLarge(Exception):  # noqa: N818  (it never leaves this file)
-    """A body went past its limit while it was read."""
+    """A body went past its limit while it was read; whatever the application makes of it, the answer is 413."""
 
 
 class Guarded:
@@ -73,14 +74,14 @@ class Guarded:
 
         async def noted(message: MutableMapping[str, Any]) -> None:
             nonlocal started
-            started = True
-            await send(message)
+            if read <= limit or started:
+                started = True
+                await send(message)
 
-        try:
+        with suppress(TooLarge):
             await self.app(scope, counted, noted)
-        except TooLarge:
-            if not started:
-                await refuse(send, 413, f"The body is too large; allowed: {limit} bytes.")
+        if read > limit and not started:
+            await refuse(send, 413, f"The body is too large; allowed: {limit} bytes.")
 
     def _with_headers(self, scope: Scope, send: Send) -> Send:
         extra = dict(HEADERS)
