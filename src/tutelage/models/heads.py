@@ -3,7 +3,7 @@
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from jaxtyping import Float
@@ -15,6 +15,14 @@ from tutelage.models.lora import LoRA, add_lora, merged_state, unwrapped
 
 SHIFT, SCALE = "tutelage_reward_shift", "tutelage_reward_scale"
 """Fields of the saved config.json: the score that users see is (raw - shift) / scale. Folded into no weight."""
+TWO_ANSWERS = "tutelage_two_answers"
+"""Field of the saved config.json: True where the model reads two answers and says which is preferred (data/two_answers)."""
+
+OUTPUT = "tutelage_output"
+"""Field of the saved config.json: `probability` where the score is the log-odds of a yes and users see P(yes); else `score`."""
+EVERY_PREFIX = "tutelage_every_prefix"
+"""Field of the saved config.json: True where the model was trained to be read after any token, not behind a whole turn."""
+Output = Literal["score", "probability"]
 
 
 class ScalarHead(nn.Linear):
@@ -50,8 +58,19 @@ def new_scalar_model(backbone: nn.Module, *, seed: int = 0) -> ScalarModel:
     return ScalarModel(backbone, head.to(weights.device))
 
 
-def save_reward_model(model: ScalarModel, tokenizer: PreTrainedTokenizerBase, directory: str | Path) -> None:
+def save_reward_model(
+    model: ScalarModel,
+    tokenizer: PreTrainedTokenizerBase,
+    directory: str | Path,
+    *,
+    two_answers: bool = False,
+    output: Output = "score",
+    every_prefix: bool = False,
+) -> None:
     """Writes a directory that `AutoModelForSequenceClassification` loads; its logit is the raw score of the last token.
+
+    `two_answers` marks a preference model, which no single answer can be scored with; `output` and `every_prefix` say what
+    users see of a score and where it may be read.
 
     Atomic; an adapter is merged into a copy. Transformers finds the last token by the padding id, so where padding is the
     stop token (which ends every answer) the saved config and tokenizer pad with another special token.
@@ -62,6 +81,8 @@ def save_reward_model(model: ScalarModel, tokenizer: PreTrainedTokenizerBase, di
     config.num_labels = 1
     setattr(config, SHIFT, float(model.head.shift))
     setattr(config, SCALE, float(model.head.scale))
+    for name, mark in ((TWO_ANSWERS, two_answers), (OUTPUT, output), (EVERY_PREFIX, every_prefix)):
+        setattr(config, name, mark)
     with torch.device("meta"):
         plain = AutoModelForSequenceClassification.from_config(config)
     _score_layer(plain, str(directory))
@@ -103,9 +124,18 @@ class Classifier:
     shift: float = 0.0
     scale: float = 1.0
 
-    def score(self, **inputs: Tensor) -> Float[Tensor, "B"]:
-        """(logit of the label - shift) / scale in float32, for inputs as the tokenizer makes them."""
-        return (self.model(**inputs).logits[:, self.index].float() - self.shift) / self.scale
+    def score(self, output: Output = "score", **inputs: Tensor) -> Float[Tensor, "B"]:
+        """(logit of the label - shift) / scale in float32, or the label's probability, for inputs as the tokenizer makes them."""
+        logits = self.model(**inputs).logits.float()
+        if output == "probability" and self.one_of_several:
+            return logits.softmax(-1)[:, self.index]
+        score = (logits[:, self.index] - self.shift) / self.scale
+        return score.sigmoid() if output == "probability" else score
+
+    @property
+    def one_of_several(self) -> bool:
+        """Whether exactly one of the labels holds, so that their probabilities sum to 1; otherwise each is a yes or no."""
+        return self.model.config.num_labels > 1 and self.model.config.problem_type != "multi_label_classification"
 
 
 def load_classifier(

@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar, cast
 
-from tutelage.data.batch import Pairs
+from tutelage.data.batch import Rows
 from tutelage.data.chat import Chat
-from tutelage.data.collate import comparisons
+from tutelage.data.collate import Collated, comparisons
 from tutelage.data.readers import Loaded
 from tutelage.data.shapes import Kind
 from tutelage.records import Comparison, Rating
@@ -21,13 +21,21 @@ HINTS: dict[Kind, str] = {
     "rating": "no labelled answers: give --data FILE with prompt / completion / label rows, or comparisons (docs/data.md)",
 }
 Judged = TypeVar("Judged", Comparison, Rating)
+B = TypeVar("B", bound=Rows)
 
 
 def load_split(cfg: Any, kind: Kind = "comparison") -> tuple[tuple[Loaded, ...], list[Any]]:
     """(what is trained on, what is held out): `--heldout`, or a share of the prompts of `--data`."""
     loaded = load(cfg.data, kind, cfg.bad_rows, HINTS[kind])
-    if cfg.heldout:
-        return loaded, records_of(load(cfg.heldout, kind, cfg.bad_rows, HINTS[kind]))
+    return split_loaded(cfg, loaded, load(cfg.heldout, kind, cfg.bad_rows, HINTS[kind]) if cfg.heldout else None)
+
+
+def split_loaded(
+    cfg: Any, loaded: Sequence[Loaded], heldout: Sequence[Loaded] | None
+) -> tuple[tuple[Loaded, ...], list[Any]]:
+    """The same of what is loaded already: `heldout`, or a share of the prompts."""
+    if heldout is not None:
+        return tuple(loaded), records_of(heldout)
     sides = [split_by_prompt(cast(Sequence[Any], one.records), cfg.heldout_share) for one in loaded]
     training = tuple(replace(one, records=tuple(kept)) for one, (kept, _) in zip(loaded, sides, strict=True))
     if not records_of(training):
@@ -38,14 +46,17 @@ def load_split(cfg: Any, kind: Kind = "comparison") -> tuple[tuple[Loaded, ...],
 
 
 def pair_draw(
-    loaded: Sequence[Loaded], chat: Chat, cfg: Any
-) -> tuple[Callable[[int], tuple[Pairs, dict[str, float]]], float]:
+    loaded: Sequence[Loaded],
+    chat: Chat,
+    cfg: Any,
+    collate: Callable[[Sequence[Comparison], Chat, int], Collated[B]] = comparisons,
+) -> tuple[Callable[[int], tuple[B, dict[str, float]]], float]:
     """(step -> all comparisons of the step's prompts, steps an epoch); a ranking counts as one comparison does."""
     draw_groups, epoch = stream_of(loaded, cfg.batch_size, cfg.seed, lambda records: by_prompt(share_rankings(records)))
 
-    def draw(step: int) -> tuple[Pairs, dict[str, float]]:
+    def draw(step: int) -> tuple[B, dict[str, float]]:
         rows = [record for group in draw_groups(step) for record in group]
-        return comparisons(rows, chat, cfg.max_tokens).batch, {}
+        return collate(rows, chat, cfg.max_tokens).batch, {}
 
     return draw, epoch
 
@@ -63,9 +74,9 @@ def share_rankings(records: Sequence[Comparison]) -> list[Comparison]:
     ]
 
 
-def by_prompt(records: Sequence[Comparison]) -> list[list[Comparison]]:
-    """Comparisons of one prompt together."""
-    groups: dict[str, list[Comparison]] = {}
+def by_prompt(records: Sequence[Judged]) -> list[list[Judged]]:
+    """Judgments of one prompt together."""
+    groups: dict[str, list[Judged]] = {}
     for record in records:
         groups.setdefault(record.prompt.key, []).append(record)
     return list(groups.values())
