@@ -3,8 +3,8 @@ import { h } from "./dom.js";
 
 const MOST_CELLS = 4_000_000;
 
-/** words(text): words and the spaces between them; together they are the text. */
-export const words = (text) => text.match(/\s+|[\p{L}\p{N}_'’]+|[^\s\p{L}\p{N}_]/gu) ?? [];
+/** words(text): words and signs, each with the space that follows; together they are the text. */
+export const words = (text) => text.match(/^\s+|(?:[\p{L}\p{M}\p{N}_'’]+|[^\s\p{L}\p{M}\p{N}_])\s*/gu) ?? [];
 
 /** keep(a, b): for each word of a and of b, whether it is in the common subsequence; null where the texts are too long. */
 export function keep(a, b) {
@@ -34,7 +34,8 @@ function marked(parts, kept) {
     let end = i;
     while (end < parts.length && kept[end] === kept[i]) end += 1;
     const run = parts.slice(i, end).join("");
-    nodes.push(kept[i] || !run.trim() ? run : h("mark", { class: "own" }, run));
+    const words = run.trimEnd();
+    nodes.push(...(kept[i] || !words ? [run] : [h("mark", { class: "own" }, words), run.slice(words.length)]));
     i = end;
   }
   return nodes;
@@ -43,6 +44,6 @@ function marked(parts, kept) {
 /** The two texts as lists of nodes, with what only one of them says marked; null where they are too long to compare. */
 export function difference(first, second) {
   const [a, b] = [words(first), words(second)];
-  const kept = keep(a, b);
+  const kept = keep(...[a, b].map((parts) => parts.map((part) => part.trimEnd())));
   return kept && [marked(a, kept[0]), marked(b, kept[1])];
 }

@@ -2,7 +2,8 @@
 import { h, kbd } from "../dom.js";
 import { answer } from "../texts.js";
 
-const STRENGTHS = ["", "Slightly better", "Better", "Much better"];
+const STRENGTHS = ["", "Slightly better", "Clearly better", "Much better"];
+const SHORT = ["", "Slightly", "Clearly", "Much"];
 const NAMES = { first: "Answer 1", second: "Answer 2", tie: "About equal", both_bad: "Both bad" };
 
 export function preference(item, changed) {
@@ -23,11 +24,11 @@ export function preference(item, changed) {
     h("button", { type: "button", class: `choice ${extra}`, "data-choice": choice, "data-strength": strength, "aria-pressed": "false", onclick: () => pick(choice, strength) }, h("span", {}, label), kbd(...keys));
   const oneSide = (choice, n) =>
     options.strength
-      ? [3, 2, 1].map((s) => button(choice, s, s === 1 ? [n] : s === 3 ? ["⇧" + n] : [n, n], h("span", {}, h("span", { class: "visually-hidden" }, `${NAMES[choice]}: `), STRENGTHS[s]), `strength-${s}`))
+      ? [3, 2, 1].map((s) => button(choice, s, s === 1 ? [n] : s === 3 ? ["⇧" + n] : [n, n], h("span", {}, h("span", { class: "visually-hidden" }, `${NAMES[choice]}: `), SHORT[s], h("span", { class: "visually-hidden" }, " better")), `strength-${s}`))
       : [button(choice, null, [n], `${NAMES[choice]} is better`, "side")];
   const tie = options.ties === false ? [] : [button("tie", null, ["0"], NAMES.tie, "tie")];
   const bad = options.both_bad === false ? [] : [button("both_bad", null, ["B"], NAMES.both_bad, "bad")];
-  const group = (name, buttons) => h("div", { class: "choice-side", role: "group", "aria-label": name }, options.strength ? h("span", { class: "side-name", "aria-hidden": "true" }, name) : null, h("div", { class: "choice-row" }, buttons));
+  const group = (name, buttons) => h("div", { class: "choice-side", role: "group", "aria-label": name }, options.strength ? h("span", { class: "side-name", "aria-hidden": "true" }, `${name} is better`) : null, h("div", { class: "choice-row" }, buttons));
   const bar = h(
     "div",
     { class: `choices preference-choices${options.strength ? " graded" : ""}`, role: "group", "aria-label": "Which answer is better?" },
@@ -43,7 +44,7 @@ export function preference(item, changed) {
       const mine = chosen?.choice === (i ? "second" : "first");
       element.classList.toggle("chosen", mine);
       element.classList.toggle("rejected", chosen?.choice === "both_bad");
-      element.querySelector(".verdict").textContent = mine ? `✓ ${STRENGTHS[chosen.strength ?? 2]}` : { tie: "= About equal", both_bad: "✗ Bad" }[chosen?.choice] ?? "";
+      element.querySelector(".verdict").textContent = mine ? `✓ ${chosen.strength ? STRENGTHS[chosen.strength] : "Better"}` : { tie: "= About equal", both_bad: "✗ Bad" }[chosen?.choice] ?? "";
     });
   }
 

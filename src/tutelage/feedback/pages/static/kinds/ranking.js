@@ -18,7 +18,7 @@ export function ranking(item, changed) {
   const answers = item.responses.map((_, i) => answer(item, i, `Answer ${letter(i)}`));
   answers.forEach((element, i) => {
     element.tabIndex = 0;
-    element.querySelector(".answer-head").append(kbd(letter(i)));
+    element.querySelector(".answer-head").append(...kbd(letter(i)));
     element.addEventListener("focus", () => (current = i));
   });
   let current = 0;
@@ -100,7 +100,7 @@ export function ranking(item, changed) {
       { keys: ["ArrowRight"], label: "Go to the answer after", run: () => focus(at() + 1) },
       { keys: ["Shift+ArrowUp"], label: "One rank better", run: shift(-1) },
       { keys: ["Shift+ArrowDown"], label: "One rank worse", run: shift(1) },
-      noneButton && { keys: ["n"], label: "None acceptable", run: toggleNone },
+      noneButton && { keys: ["n", "Shift+n"], label: "None acceptable", run: toggleNone },
     ].filter(Boolean),
     shown: () => answers[0].focus({ preventScroll: true }),
     missing() {
