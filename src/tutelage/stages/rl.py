@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
-import torch
 from pydantic import Field
 
 from tutelage.algorithms.base import Models
 from tutelage.algorithms.grpo import GRPO
+from tutelage.algorithms.nash_md import NashMD
 from tutelage.algorithms.ppo import PPO
 from tutelage.algorithms.reinforce import Reinforce
 from tutelage.config import config
@@ -18,20 +22,23 @@ from tutelage.console import say
 from tutelage.data.collate import check_prompts
 from tutelage.data.readers import Loaded
 from tutelage.evaluation.winrate import Judge
-from tutelage.models.heads import ScalarModel, new_scalar_model
-from tutelage.models.load import load_backbone, save_policy
-from tutelage.models.logprobs import HeadedModel
+from tutelage.models.load import save_policy
 from tutelage.models.sampling import Decoding
 from tutelage.records import Prompt
 from tutelage.rewards.combine import Combined, combine
-from tutelage.stages.common import Actor, Count, Training, load_actor, precision
+from tutelage.rewards.steps import score_steps
+from tutelage.stages.common import Actor, Count, Training, load_actor
+from tutelage.stages.exam import Exam, exam_hooks, measured, verifier_of
+from tutelage.stages.mix import pretraining_mix
 from tutelage.stages.monitor import Monitor, judges_of, monitor_hooks
+from tutelage.stages.nash import duels, rewards_of
+from tutelage.stages.networks import Critic, Value, critic_of, reader_of, with_reference
 from tutelage.stages.sample import NO_PROMPTS
 from tutelage.stages.training import Ready, finished, load, records_of, run_task, stream_of
 from tutelage.training.loop import Task
 from tutelage.training.rollouts import RolloutSource
 
-Algorithm = Reinforce | GRPO | PPO
+Algorithm = Reinforce | GRPO | PPO | NashMD
 DEFAULT_STEPS = 100
 
 
@@ -40,27 +47,60 @@ class RL(Training):
     """Reinforcement learning: sample answers, reward them, make the better ones likelier."""
 
     algorithm: Annotated[Algorithm, Field(discriminator="name")] = Field(default_factory=GRPO)
-    """The method; `--algorithm grpo|reinforce|rloo|ppo|dr_grpo`."""
+    """The method; `--algorithm grpo|reinforce|rloo|ppo|nash_md|dr_grpo|dapo|gspo|cispo|self_play ...`."""
     reward: tuple[str, ...] = ()
-    """What is rewarded: a rule's name, `package.module:function`, or a reward model's folder; `NAME=0.5` gives a weight."""
+    """What is rewarded: a rule's name, `package.module:function`, or a reward model's folder; `NAME=0.5` gives a weight.
+
+    For `nash_md` a preference model's folder, or any of these: then P(y beats y') = sigma(r - r')."""
+    process_reward: tuple[str, ...] = ()
+    """GRPO: the same for every step (line) of an answer, asked about the answer so far; then `reward` is only reported."""
     on_error: Literal["error", "0"] = "error"
     """A reward function that raises or hangs stops the run (`error`), or scores 0 and is counted (`0`)."""
+    reference: str | None = None
+    """The model that the KL is measured from, such as the pretrained or the SFT one; default: the policy's own start."""
     temperature: float = Field(default=1.0, gt=0)
     """Answers are sampled at it and log-probs are taken at it."""
+    final_temperature: float | None = Field(default=None, gt=0)
+    """Where the temperature has got to at the last step (default: it stays); high to low explores first."""
+    temperature_schedule: Literal["linear", "cosine"] = "linear"
+    """Its way there."""
     max_new_tokens: Count = 256
     """Longest answer, in tokens."""
+    value: Value = Field(default_factory=Value)
+    """The value model, for methods that have one."""
+    ptx: tuple[str, ...] = ()
+    """PPO-ptx: texts (or demonstrations) that every optimiser step goes on imitating beside the rewards."""
+    ptx_coefficient: float = Field(default=0.5, gt=0)
+    """gamma: weight of the mean loss of a token of them."""
+    ptx_batch_size: Count = 8
+    """How many of them an optimiser step takes."""
+    exam: Exam = Field(default_factory=Exam)
+    """Accuracy, maj@K and pass@K on held-out prompts while training."""
     monitor: Monitor = Field(default_factory=Monitor)
     """Win rate against the reference's answers while training."""
 
 
-def ready(cfg: RL, prompts: Sequence[Loaded], rewards: Combined) -> tuple[Ready[Prompt], Actor]:
+def ready(
+    cfg: RL, prompts: Sequence[Loaded], rewards: Combined, process: Combined | None = None
+) -> tuple[Ready[Prompt], Actor]:
     """The task, with the data checked and the models loaded."""
     records: list[Prompt] = records_of(prompts)
-    rewards.check(records)
+    check_settings(cfg)
+    for one in (rewards, process):
+        if one is not None:
+            one.check(records)
     actor = load_actor(cfg, cfg.adapter, temperature=cfg.temperature, tokens=cfg.optimization.tokens_per_pass)
     check_prompts(records, actor.chat, cfg.max_tokens - cfg.max_new_tokens)
-    value = _value_model(cfg) if "value" in cfg.algorithm.needs else None
-    task = _task(cfg, actor, value, _source(cfg, actor, rewards, prompts))
+    actor = with_reference(cfg, actor, cfg.reference)
+    critic = critic_of(cfg, actor, cfg.value, "value" in cfg.algorithm.needs)
+    source = _source(cfg, actor, rewards, prompts)
+    if process is not None:
+        source = replace(source, score_steps=partial(score_steps, process, actor.chat.decode))
+    if cfg.value.read_out:
+        source = replace(source, read_out=reader_of(critic.value, actor.tokenizer))
+    if isinstance(cfg.algorithm, NashMD):
+        source = duels(cfg, cfg.algorithm, actor, source, rewards)
+    task = _task(cfg, actor, critic, source)
     say(f"{len(records)} prompts, {cfg.batch_size} x {cfg.algorithm.group_size} answers a step, {task.steps} steps")
     return Ready(task, actor.chat, records), actor
 
@@ -72,22 +112,61 @@ def main(cfg: RL) -> Path:
             "no reward: give --reward NAME, package.module:function or a reward model's folder (docs/rewards.md)"
         )
     prompts = load(cfg.data, "prompt", cfg.bad_rows, NO_PROMPTS)
-    with combine(cfg.reward, cfg.on_error, cfg.device) as rewards:
-        prepared, actor = ready(cfg, prompts, rewards)
-        run = run_task(cfg, "rl", prepared, monitor_hooks(cfg.monitor, actor, cfg.seed, _judges(cfg, rewards)))
+    with ExitStack() as stack:
+        rewards = stack.enter_context(rewards_of(cfg, cfg.reward))
+        process = (
+            stack.enter_context(combine(cfg.process_reward, cfg.on_error, cfg.device)) if cfg.process_reward else None
+        )
+        prepared, actor = ready(cfg, prompts, rewards, process)
+        hooks = monitor_hooks(cfg.monitor, actor, cfg.seed, _judges(cfg, rewards))
+        hooks += exam_hooks(cfg.exam, actor, rewards, Decoding(cfg.max_new_tokens, cfg.temperature), cfg.seed)
+        run = run_task(cfg, "rl", prepared, hooks)
     save_policy(actor.module, actor.tokenizer, run.folder / "policy")
     return finished(run, "policy")
+
+
+def check_settings(cfg: RL) -> None:
+    """Raises ValueError for settings that are each right and together mean nothing."""
+    method = cfg.algorithm
+    if cfg.process_reward and not isinstance(method, GRPO):
+        raise ValueError(f"process_reward: rewards of steps are for grpo; got algorithm {method.name}")
+    if isinstance(method, PPO) and method.kl_target is not None and method.kl_coefficient == 0:
+        raise ValueError("algorithm.kl_target: an adaptive coefficient needs a start; got kl_coefficient 0")
+    if cfg.value != Value() and "value" not in method.needs:
+        raise ValueError(
+            f"value: {method.name} has no value model here; it is for ppo, or reinforce with baseline value"
+        )
+    if isinstance(method, GRPO) and method.overlong > 0 and round(method.overlong * cfg.max_new_tokens) == 0:
+        raise ValueError(f"algorithm.overlong: less than a token of {cfg.max_new_tokens}; raise it or max_new_tokens")
+
+
+def temperature_at(cfg: RL) -> Callable[[int], float] | None:
+    """Step -> the temperature that its answers are sampled at; None where it does not change."""
+    if cfg.final_temperature is None:
+        return None
+    first, last, steps = cfg.temperature, cfg.final_temperature, cfg.steps or DEFAULT_STEPS
+
+    def at(step: int) -> float:
+        done = min(1.0, step / max(1, steps - 1))
+        return last + (first - last) * (1 - done if cfg.temperature_schedule == "linear" else _cosine(done))
+
+    return at
+
+
+def _cosine(done: float) -> float:
+    return 0.5 * (1 + math.cos(math.pi * done))
 
 
 def _judges(cfg: RL, rewards: Combined) -> dict[str, Judge]:
     """The monitor's judges; one that is the reward itself is not loaded a second time."""
     if cfg.monitor.against is None:
         return {}
-    return judges_of(cfg.monitor.judges, {cfg.reward[0]: rewards} if len(cfg.reward) == 1 else {})
+    return judges_of(cfg.monitor.judges, {cfg.reward[0]: rewards} if len(cfg.reward) == 1 and rewards.terms else {})
 
 
 def _source(cfg: RL, actor: Actor, rewards: Combined, prompts: Sequence[Loaded]) -> RolloutSource:
     size = min(cfg.batch_size, len(records_of(prompts)))
+    verifier = verifier_of(rewards)
     return RolloutSource(
         draw_prompts=stream_of(prompts, size, cfg.seed)[0],
         encode=actor.chat.prompt_tokens,
@@ -97,31 +176,26 @@ def _source(cfg: RL, actor: Actor, rewards: Combined, prompts: Sequence[Loaded])
         group_size=cfg.algorithm.group_size,
         seed=cfg.seed,
         keep_samples=lambda step, rows: None,  # the run folder is opened later
+        attempts=cfg.algorithm.attempts if isinstance(cfg.algorithm, GRPO) else 0,
+        temperature=temperature_at(cfg),
+        measure=None if verifier is None else partial(measured, verifier=verifier),
     )
 
 
-def _task(cfg: RL, actor: Actor, value: ScalarModel | None, source: RolloutSource) -> Task:
-    headed = None if value is None else HeadedModel(value, cfg.optimization.tokens_per_pass)
-    trained: dict[str, torch.nn.Module] = {"policy": actor.module}
-    if value is not None:
-        trained["value"] = value
-    models = Models(policy=actor.policy, reference=actor.reference, value=headed)
-    steps = cfg.steps or DEFAULT_STEPS
+def _task(cfg: RL, actor: Actor, critic: Critic, source: RolloutSource) -> Task:
+    method = cfg.algorithm
+    if isinstance(method, GRPO) and method.max_length is None:
+        method = replace(method, max_length=cfg.max_new_tokens)
     return Task(
-        models,
-        cfg.algorithm,
+        Models(policy=critic.policy, reference=actor.reference, value=critic.value),
+        method,
         source,
-        trained,
-        steps,
+        critic.trained,
+        cfg.steps or DEFAULT_STEPS,
         cfg.peak_rate,
         cfg.optimization,
         cfg.seed,
-        f"training ({cfg.algorithm.name})",
+        f"training ({method.name})",
+        beside=pretraining_mix(cfg, actor, cfg.ptx, cfg.ptx_coefficient, cfg.ptx_batch_size),
+        own_reference=cfg.reference is None,
     )
-
-
-def _value_model(cfg: RL) -> ScalarModel:
-    """PPO's value model: the policy's backbone with its own adapter and a fresh head."""
-    dtype = "float32" if cfg.full else precision(cfg.dtype, cfg.device)
-    backbone = load_backbone(cfg.model, lora=cfg.adapter, dtype=dtype, device=cfg.device, seed=cfg.seed + 1)
-    return new_scalar_model(backbone, seed=cfg.seed + 1)
