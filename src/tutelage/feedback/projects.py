@@ -111,7 +111,7 @@ def add_items(c: Connection, project_id: int, items: Iterable[NewItem], now: flo
     """
     now = time.time() if now is None else now
     one = c.execute(select(project).where(project.c.id == project_id)).mappings().one()
-    known = dict(c.execute(select(item.c.client_key, item.c.id).where(item.c.project_id == project_id)).tuples().all())
+    known = dict(c.execute(select(item.c.client_key, item.c.id).where(item.c.project_id == project_id)).all())
     given = {new.client_key: new for new in items}
     fresh = [new for key, new in given.items() if key not in known]
     for new in fresh:

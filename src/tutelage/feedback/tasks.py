@@ -92,7 +92,7 @@ def _answer(text: str) -> dict[str, Any]:
 
 def own_progress(c: Connection, project_id: int, who: int) -> dict[str, Any]:
     """Judgments done and wanted in the whole project, the annotator's own, and the annotator's median time in ms."""
-    counts = dict(c.execute(slot_counts(project_id)).tuples().all())
+    counts = dict(c.execute(slot_counts(project_id)).all())
     mine = and_(judgment_event.c.annotator_id == who, judgment_event.c.project_id == project_id)
     own = c.execute(
         select(func.count())

@@ -27,11 +27,11 @@ def templates() -> Jinja2Templates:
     return Jinja2Templates(PAGES / "templates")
 
 
-def page(request: Request, name: str, status: int = 200, **context: Any) -> Response:
+def page(request: Request, template: str, status: int = 200, /, **context: Any) -> Response:
     """A page. Every template has `me` (id, name, role; or None) and `csrf` beside its own context."""
     me = getattr(request.state, "me", None)
     context = {"me": me, "csrf": me.csrf if me else "", **context}
-    return templates().TemplateResponse(request, name, context, status_code=status)
+    return templates().TemplateResponse(request, template, context, status_code=status)
 
 
 def message(request: Request, status: int, title: str, text: str, link: dict[str, str] | None = None) -> Response:
