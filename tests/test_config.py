@@ -91,7 +91,10 @@ class Recipe:
         ({"optimizer": 3}, r"optimizer: .*; got 3"),
         ({"adapter": {"rank": "3"}}, r"adapter.rank: .*; got '3'"),
         ({"algorithm": {"name": "grpo", "group_size": 1}}, r"algorithm.group_size: .*greater than 1; got 1"),
-        ({"algorithm": "nope"}, r"algorithm: unknown name 'nope'; known: reinforce, rloo, grpo, dr_grpo, ppo, dpo"),
+        (
+            {"algorithm": "nope"},
+            r"algorithm: unknown name 'nope'; known: reinforce, rloo, grpo, dr_grpo, dapo, gspo, cispo, ppo, dpo",
+        ),
         (
             {"algorithm": {"group_size": 3}},
             r"algorithm: needs a `name`; known: reinforce, rloo.*got \{'group_size': 3\}",
@@ -148,7 +151,8 @@ def test_a_method_by_name_or_preset(given, expected):
 def test_presets_are_settings_that_exist():
     for name, member in union_members(Method).items():
         assert build(Recipe, {"algorithm": name}, "").algorithm.__class__ is member
-    assert set(union_members(Method)) == {"reinforce", "rloo", "grpo", "dr_grpo", "ppo", "dpo", "bradley_terry", "sft"}
+    policy_gradient = {"reinforce", "rloo", "grpo", "dr_grpo", "dapo", "gspo", "cispo", "ppo"}
+    assert set(union_members(Method)) == policy_gradient | {"dpo", "bradley_terry", "sft"}
 
 
 @pytest.mark.parametrize(
@@ -225,7 +229,7 @@ def test_help_shows_the_chosen_methods_own_settings(capsys):
 
 METHODS = [
     *(member() for member in get_args(Method)),
-    *(build(Recipe, {"algorithm": name}, "").algorithm for name in ("rloo", "dr_grpo")),
+    *(build(Recipe, {"algorithm": name}, "").algorithm for name in ("rloo", "dr_grpo", "dapo", "gspo", "cispo")),
     PPO(value_clip=None, bootstrap_truncated=True, kl_coefficient=1e-5),
     GRPO(epsilon=1e-8, clip_high=0.28, kl="k2"),
 ]

@@ -14,7 +14,7 @@ TOKENIZER = byte_tokenizer()
 def decode(tokens) -> str:
     """As chats decode: without the stop token that ends the answer."""
     spoken = tokens[:-1] if len(tokens) and tokens[-1] == STOP else tokens
-    return TOKENIZER.decode(list(spoken))
+    return str(TOKENIZER.decode(list(spoken)))
 
 
 def said(text: str, stop: bool = True) -> Answer:

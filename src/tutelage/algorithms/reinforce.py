@@ -67,6 +67,8 @@ class Reinforce:
     """Estimator of the KL; docs/algorithms/kl.md says what each gives where. `k1` is for the reward, `k2` and `ratio_k3` for the loss."""
     kl_in: Literal["reward", "loss"] = "reward"
     """Where the KL counts; in the loss `k1` has no expected gradient at all."""
+    entropy_coefficient: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the entropy bonus: the policy is paid to stay undecided at the states it visits."""
     discount: Annotated[float, Field(gt=0, le=1)] = 1.0
     """gamma of the reward to go; 1 is the text setting (only then is the KL term exact)."""
 
@@ -159,7 +161,7 @@ class Reinforce:
         return sequence_sum(batch.answers.mask)
 
     def losses(self, models: Models, batch: PolicyBatch) -> tuple[Tensor, Metrics]:
-        """-A_t log pi (+ beta KL, + c (V - G)^2 / 2), per token."""
+        """-A_t log pi (+ beta KL, + c (V - G)^2 / 2, - c_e entropy), per token."""
         assert models.policy is not None
         mask = batch.answers.mask
         logp, entropy = models.policy.logprobs_and_entropy(batch.answers)
@@ -167,6 +169,8 @@ class Reinforce:
         losses, metrics = reinforce(logp, batch.advantages), {"policy/entropy": entropy.detach()}
         if self.kl_coefficient > 0 and self.kl_in == "loss":
             losses = losses + self.kl_coefficient * kl_terms(self.kl, logp, batch.ref_logprobs, mask, self._one_action)
+        if self.entropy_coefficient > 0:
+            losses = losses - self.entropy_coefficient * keep(entropy, mask)
         if isinstance(batch, ActorCriticBatch):
             assert models.value is not None
             values = keep(models.value.values(batch.answers), mask)

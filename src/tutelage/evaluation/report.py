@@ -27,6 +27,14 @@ METRICS = {  # the full name, or the last part of it
     "accuracy/comparison": "Share of comparisons that the reward model orders as the label does; a coin gets 50 %.",
     "accuracy/implicit": "Share of pairs in which the policy raised the preferred answer more than the other.",
     "accuracy/likely": "Share of demonstration tokens that the model gives a probability above one half.",
+    "reward/overlong": "Mean of the penalty for answers that come near the token limit, between 0 and -1.",
+    "reasoning/accuracy": "Share of right answers among those sampled for training.",
+    "maj_at_k": "Share of prompts whose most frequent final answer is right (ties by lot), K answers each.",
+    "pass_at_k": "Share of prompts with a right answer among K: what the policy can do at its best.",
+    "reflection": "Reflection words (wait, however, check ...) per thousand words.",
+    "exam/length": "Tokens an answer on held-out prompts.",
+    "exam/accuracy": "Share of right answers on held-out prompts.",
+    "policy/kl_coefficient": "Price of a nat of KL in reward; the adaptive rule raises it while the KL is above its target.",
     "policy/kl": "KL divergence from the reference in nats an answer: how far the policy has moved from its start.",
     "policy/kl_per_token": "The same for one token, so that long and short answers compare.",
     "policy/entropy": "How undecided the policy is about the next token; a collapse to 0 means it says one thing only.",
@@ -36,6 +44,10 @@ METRICS = {  # the full name, or the last part of it
     "value/loss": "Squared error of the value model's forecasts of the reward.",
     "value/mean": "Mean forecast of the value model.",
     "value/explained": "Share of the variance of returns that the value model explains; 1 is perfect, below 0 is harmful.",
+    "sample/attempts": "Times that prompts whose answers all earned the same were replaced by others.",
+    "sample/replaced": "Prompts replaced that way for each prompt of the step; they were sampled and taught nothing.",
+    "sample/temperature": "Temperature of this step's answers, and of every log-prob of them.",
+    "ptx/loss": "Loss on the pretraining text that is mixed in; it should not rise.",
     "answer/length": "Tokens an answer; a steady rise may be the reward's taste for length.",
     "answer/finished": "Share of answers that the model ended by itself; the others were cut by the token limit.",
     "answer/tokens_per_second": "Sampling speed.",
@@ -45,9 +57,27 @@ METRICS = {  # the full name, or the last part of it
     "margin": "How far the preferred answer is ahead.",
     "fraction_of_limit": "Speed as a share of what this hardware could do.",
 }
-SHARES = {"accuracy", "comparison", "implicit", "likely", "finished", "clipped", "equal_groups", "fraction_of_limit"}
-ORDER = ("", "reward", "accuracy", "policy", "value", "answer", "eval", "optim", "time")
-HEADINGS = {"": "Loss", "optim": "Optimiser", "time": "Where the time goes", "eval": "Evaluation"}
+SHARES = {
+    "maj_at_k",
+    "pass_at_k",
+    "accuracy",
+    "comparison",
+    "implicit",
+    "likely",
+    "finished",
+    "clipped",
+    "equal_groups",
+    "fraction_of_limit",
+}
+ORDER = ("", "reward", "accuracy", "reasoning", "exam", "policy", "value", "answer", "eval", "optim", "time")
+HEADINGS = {
+    "": "Loss",
+    "exam": "Exam on held-out prompts",
+    "ptx": "Pretraining mix",
+    "optim": "Optimiser",
+    "time": "Where the time goes",
+    "eval": "Evaluation",
+}
 
 
 def training_report(folder: Path) -> Path:

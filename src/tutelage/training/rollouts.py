@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, Self
 
 import torch
 
@@ -13,6 +13,7 @@ from tutelage.data.batch import Rollouts, sequences
 from tutelage.data.sampled import StepRollouts, at_temperature
 from tutelage.models.sampling import Decoding, Sampler
 from tutelage.records import Answer, Prompt
+from tutelage.training.run import Run
 
 Grid = list[list[float]]
 Score = Callable[[list[Prompt], list[list[Answer]]], tuple[Grid, Mapping[str, Grid]]]
@@ -106,6 +107,10 @@ class RolloutSource:
             metrics["sample/temperature"] = decoding.temperature
         return self._finish(step, drawn, decoding), metrics | self._measured(drawn)
 
+    def within(self, run: Run) -> Self:
+        """The source of an opened run: the samples go into its folder."""
+        return replace(self, keep_samples=run.sample)
+
     def decoding_at(self, step: int) -> Decoding:
         """How a step's answers are drawn."""
         return self.decoding if self.temperature is None else replace(self.decoding, temperature=self.temperature(step))
@@ -169,7 +174,8 @@ def with_step_rewards(batch: Rollouts, found: Sequence[Sequence[tuple[int, float
         for end, reward in ends:
             assert not steps[row, end - 1], "two steps of an answer end on the same token"
             steps[row, end - 1], rewards[row, end - 1] = True, reward
-    return StepRollouts(*(getattr(batch, f.name) for f in fields(Rollouts)), rewards, steps)
+    values = {f.name: getattr(batch, f.name) for f in fields(Rollouts)}
+    return StepRollouts(**values, step_rewards=rewards, steps=steps)
 
 
 def sample_rows(
