@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
-from tutelage.data.chat import Chat
+from tutelage.data.chat import Chat, document
 from tutelage.models.tiny import byte_tokenizer
 from tutelage.records import Answer, Message, Prompt, user
 
@@ -116,7 +116,7 @@ def test_a_template_that_writes_bos_gets_no_second_one():
     chat = Chat.of(tokenizer)
     assert tokenizer("a").input_ids == [START, 97], "this tokenizer adds one by itself"
     assert chat.prompt_tokens(user("Hi")) == [START, *b"[INST] Hi [/INST]"]
-    assert chat.document("ab") == ([START], [97, 98, END], [True] * 3)
+    assert document(chat.tokenizer, "ab") == ([START], [97, 98, END], [True] * 3)
 
 
 def test_system_message_where_the_conversation_has_none():
@@ -185,7 +185,7 @@ def test_chatml_on_a_base_model_ends_turns_with_its_end_of_text():
     assert chat.answer_tokens(user("x"), Answer("y")) == [0, 2]
     assert chat.stop_tokens == (2,)
     bare = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"?": 0}, unk_token="?")))
-    with pytest.raises(ValueError, match=r"neither <\|im_end\|> nor an end-of-text token"):
+    with pytest.raises(ValueError, match=r"no <\|im_end\|> and no end-of-text token"):
         Chat.of(bare, "chatml")
 
 

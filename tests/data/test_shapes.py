@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tutelage.data.chat import Chat, Trained
+from tutelage.data.chat import Chat, Trained, document
 from tutelage.data.readers import load_records
 from tutelage.data.shapes import SHAPES
 from tutelage.models.tiny import byte_tokenizer
@@ -163,9 +163,9 @@ def test_prompt_text_of_every_prompt_shape(name: str, chat: Chat):
 
 
 def test_documents_train_every_token_but_the_first_and_learn_to_end(chat: Chat):
-    rows = [marked(chat, chat.document(record.text)) for record in load("text.jsonl").records]
+    rows = [marked(chat, document(chat.tokenizer, record.text)) for record in load("text.jsonl").records]
     assert rows == ["E[[in Döner, bitte. 🥙\n<|im_end|>]]", "<[[|im_end|> is text here<|im_end|>]]", "x[[<|im_end|>]]"]
-    looks_special = chat.document("<|im_end|> is text here")
+    looks_special = document(chat.tokenizer, "<|im_end|> is text here")
     assert looks_special.tokens.count(257) == 1, "only the real end is the control token"
 
 

@@ -91,6 +91,7 @@ def test_our_reward_model_scores_the_rendered_conversation(reward_folder):
     first = f"{start}user\nSay hello.{end}\n{start}assistant\n"
     second = f"{start}system\nBe kind.{end}\n{start}user\nHi{end}\n{start}assistant\nHm?{end}\n{start}user\né?{end}\n{start}assistant\n"
     texts = [f"{first}Hello{end}", f"{first}Hello, you there!", f"{first}{end}", f"{second}good bad good{end}"]
+    texts = [text + "\n" for text in texts]  # the template's own last words, as `apply_chat_template` gives them
     raw = transformers_scores(reward_folder, [reward.tokenizer(text).input_ids for text in texts])
     expected = [(score - 0.25) / 0.01 for score in raw]
     values = reward.score(PROMPTS, GROUPS)
@@ -159,7 +160,7 @@ def test_the_stop_token_inside_the_prompt_and_as_padding_is_no_end(tmp_path):
     chat = Chat.of(tokenizer)
     for prompt, group, row in zip(PROMPTS, GROUPS, scores, strict=True):
         for answer, score in zip(group, row, strict=True):
-            ids = chat.prompt_tokens(prompt) + chat.answer_tokens(prompt, answer)
+            ids = chat.prompt_tokens(prompt) + chat.answer_tokens(prompt, answer) + [10]  # the template's line break
             with torch.no_grad():
                 hidden = model.model(input_ids=torch.tensor([ids])).last_hidden_state[0, -1]
                 expected = model.score(hidden)[1].item()
@@ -197,12 +198,13 @@ def test_what_is_too_long_is_cut_and_counted(encoder_folder, reward_folder):
     prompt = user("x" * 4050)
     whole = len(ours.chat.prompt_tokens(prompt))
     fits, longer = (
+        Answer("y" * (4095 - whole), stop_reason="length"),
         Answer("y" * (4096 - whole), stop_reason="length"),
-        Answer("y" * (4097 - whole), stop_reason="length"),
     )
     assert [ours._row(prompt, a)[2] for a in (fits, longer)] == [False, True]
     before, said, _ = ours._row(prompt, longer)
     assert (len(before) + len(said), len(said)) == (4096, 4097 - whole)
+    assert said[-1] == 10, "a cut answer is read at the same token too"
     assert list(before) == ours.chat.prompt_tokens(prompt)[1:]
 
 

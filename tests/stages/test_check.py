@@ -34,7 +34,11 @@ def files(folder):
     [
         ("demos", [], ["tutelage sft", "6 x demonstration", "⟦yes<|im_end|>⟧", "6 kept", "stop token: 6 rows"]),
         ("pairs", [], ["tutelage prefer", "24 x comparison", "chosen", "⟦no<|im_end|>⟧", "log pi/ref| 0"]),
-        ("pairs", ["--command", "reward"], ["tutelage reward", "two scorings differ by 0"]),
+        (
+            "pairs",
+            ["--command", "reward"],
+            ["tutelage reward", "answers end where the score is read, 0 do not", "two scorings differ by 0"],
+        ),
         ("prompts", ["--max-new-tokens", "6"], ["tutelage rl", "no --reward given", "⟦...⟧", "sampler:", "at most"]),
         ("prompts", ["--command=rl", "--algorithm", "ppo", "--max-new-tokens", "6"], ["value: LoRA on 14 modules"]),
     ],

@@ -42,6 +42,8 @@ class Chat:
     """System message for conversations that bring none (None: whatever the template says by itself)."""
     end_of_turn: str = ""
     """The special token that the template puts behind what the assistant said: the policy must learn to emit it."""
+    closing: str = ""
+    """What a scorer reads behind every answer, finished or cut off (see `data/judging`); a policy reads nothing there."""
 
     @staticmethod
     def of(tokenizer: Any, template: str | None = None, system: str | None = None) -> Chat:
@@ -63,8 +65,13 @@ class Chat:
     @property
     def stop_tokens(self) -> tuple[int, ...]:
         """Ids that end an answer: end of turn first, then the tokenizer's end of text where that is another."""
-        ids = [self.tokenizer.convert_tokens_to_ids(self.end_of_turn), self.tokenizer.eos_token_id]
+        ids = (self.tokenizer.convert_tokens_to_ids(self.end_of_turn), self.tokenizer.eos_token_id)
         return tuple(dict.fromkeys(i for i in ids if i is not None))
+
+    @cached_property
+    def closing_tokens(self) -> tuple[int, ...]:
+        """Ids of `closing`."""
+        return tuple(self._encode(self.closing))
 
     def prompt_tokens(self, prompt: Prompt) -> list[int]:
         """The conversation and the opening of the assistant's turn; what the policy sees before its first token."""
@@ -126,10 +133,6 @@ class Chat:
         """The text of an answer, without the stop token that ends it."""
         stopped = bool(len(tokens)) and tokens[-1] in self.stop_tokens
         return self._decode(tokens[:-1] if stopped else tokens)
-
-    def document(self, text: str) -> Trained:
-        """Plain text for next-token training; no template (see `document`)."""
-        return document(self.tokenizer, text)
 
     @cached_property
     def _special(self) -> re.Pattern[str]:
@@ -239,12 +242,9 @@ def _template(tokenizer: Any, template: str | None) -> str:
     if template in TEMPLATES:
         ends = [t for t in ("<|im_end|>", tokenizer.eos_token) if t in special_tokens(tokenizer)]
         if not ends:
-            raise ValueError(
-                f"--chat-template {template}: the tokenizer has neither <|im_end|> nor an end-of-text token"
-            )
+            raise ValueError(f"--chat-template {template}: the tokenizer has no <|im_end|> and no end-of-text token")
         return TEMPLATES[template].replace("END", repr(ends[0]))
     if not Path(template).is_file():
-        raise ValueError(
-            f"--chat-template: no such file and no built-in template: {template!r}; built-in: {', '.join(TEMPLATES)}"
-        )
+        known = ", ".join(TEMPLATES)
+        raise ValueError(f"--chat-template: no such file and no built-in template: {template!r}; built-in: {known}")
     return Path(template).read_text(encoding="utf-8")

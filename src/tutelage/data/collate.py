@@ -29,7 +29,7 @@ class Collated(Generic[B]):
 
 @dataclass(frozen=True)
 class Room:
-    """How long a row may be, and what happens to a longer one.
+    """How long a row may be, what happens to a longer one, and what stands behind every row.
 
     "truncate" cuts the end of the answer, "drop" leaves the row out, "error" refuses it. A prompt that leaves no room for
     a single answer token is an error unless rows are dropped.
@@ -37,6 +37,8 @@ class Room:
 
     max_tokens: int
     too_long: TooLong = "truncate"
+    closing: tuple[int, ...] = ()
+    """Tokens behind every answer, also behind one that is cut: a scorer reads all answers at the same token."""
 
     def __post_init__(self) -> None:
         if self.max_tokens < 2:
@@ -46,17 +48,19 @@ class Room:
 
     def fit(self, row: Trained, name: str) -> tuple[Trained, Fate]:
         """The row within `max_tokens`, and what became of it."""
-        length, space = len(row.prompt) + len(row.tokens), self.max_tokens - len(row.prompt)
+        around = len(row.prompt) + len(self.closing)
+        length, space = around + len(row.tokens), self.max_tokens - around
         if length > self.max_tokens and self.too_long == "drop":
             return row, "dropped"
         if space < 1 or (length > self.max_tokens and self.too_long == "error"):
-            what = f"its prompt alone has {len(row.prompt)} tokens" if space < 1 else f"it has {length} tokens"
+            what = f"its prompt alone has {around} tokens" if space < 1 else f"it has {length} tokens"
             raise ValueError(
                 f"{name}: {what}, allowed with the answer: {self.max_tokens}; raise --max-tokens or drop long rows"
             )
-        cut = Trained(row.prompt, row.tokens[:space], row.mask[:space])
-        if not any(cut.mask):
-            return cut, "fully_masked"
+        tokens, mask = row.tokens[:space], row.mask[:space]
+        if not any(mask):
+            return Trained(row.prompt, tokens, mask), "fully_masked"
+        cut = Trained(row.prompt, [*tokens, *self.closing], [*mask, *([True] * len(self.closing))])
         return cut, "truncated" if length > self.max_tokens else "kept"
 
 
@@ -91,7 +95,7 @@ def comparisons(
     A pair whose two sides are the same tokens after the cut says nothing and is left out (`same_after_cut`).
     Raises ValueError where no pair is left, and where an answer's token ids were made by another tokenizer.
     """
-    room = Room(max_tokens, too_long)
+    room = Room(max_tokens, too_long, chat.closing_tokens)
     fates: Counter[str] = Counter()
     kept: list[tuple[Comparison, Trained, Trained]] = []
     for record in records:
@@ -123,7 +127,7 @@ def ratings(
 
     Raises ValueError where no row is left, and where an answer's token ids were made by another tokenizer.
     """
-    return _labelled(records, chat, Room(max_tokens, too_long))[0]
+    return _labelled(records, chat, Room(max_tokens, too_long, chat.closing_tokens))[0]
 
 
 def ratings_with_partners(rows: Sequence[Partnered], chat: Chat, max_tokens: int) -> Collated[LabelledWithPartner]:

@@ -100,11 +100,32 @@ def load_backbone(
     dtype: str | torch.dtype = "auto",
     device: str = "auto",
     seed: int = 0,
+    layers: int | None = None,
 ) -> PreTrainedModel | PeftModel:
-    """The same without the language-model head: tokens -> hidden states, for a head of another kind."""
+    """The same without the language-model head: tokens -> hidden states, for a head of another kind.
+
+    `layers` keeps only the first so many blocks. Raises ValueError where the model has fewer.
+    """
     place = choose_device(device)
     model = pretrained(AutoModel, resolve_model(name), choose_dtype(dtype, place)).to(place)  # type: ignore[arg-type]
+    if layers is not None:
+        keep_layers(model, layers)
     return add_lora(model, lora, seed=seed) if lora else model
+
+
+def keep_layers(model: PreTrainedModel, count: int) -> None:
+    """Leaves the first `count` blocks of a decoder, and says so in its config, which is what a saved directory loads by.
+
+    Raises ValueError for a model that has fewer blocks, or none that can be counted.
+    """
+    blocks = getattr(model, "layers", None)
+    if not isinstance(blocks, nn.ModuleList) or not 1 <= count <= len(blocks):
+        has = len(blocks) if isinstance(blocks, nn.ModuleList) else "no list of"
+        raise ValueError(f"layers: {type(model).__name__} has {has} blocks; got {count}")
+    model.layers = blocks[:count]
+    model.config.num_hidden_layers = count
+    if getattr(model.config, "layer_types", None):
+        model.config.layer_types = model.config.layer_types[:count]
 
 
 def save_policy(

@@ -204,12 +204,17 @@ class HeadedModel:
 
     def scores(self, answers: Sequences) -> Float[Tensor, "B"]:
         """One score a row, at its last real token."""
+        return in_pieces(lambda rows: (self.module.head(self._last(rows)).squeeze(-1),), answers, self.tokens_per_pass)[
+            0
+        ]
 
-        def measure(rows: Sequences) -> tuple[Tensor]:
-            hidden, layout = forward_hidden(self.module.backbone, rows, self.plain)
-            return (self.module.head(hidden[layout.last]).squeeze(-1),)
+    def features(self, answers: Sequences) -> Float[Tensor, "B D"]:
+        """What the head reads to score a row: the hidden state of its last real token."""
+        return in_pieces(lambda rows: (self._last(rows),), answers, self.tokens_per_pass)[0]
 
-        return in_pieces(measure, answers, self.tokens_per_pass)[0]
+    def _last(self, rows: Sequences) -> Float[Tensor, "B D"]:
+        hidden, layout = forward_hidden(self.module.backbone, rows, self.plain)
+        return hidden[layout.last]
 
 
 def in_pieces(measure: Callable[[Sequences], tuple[Tensor, ...]], batch: Sequences, tokens: int) -> tuple[Tensor, ...]:

@@ -17,7 +17,17 @@ from torch import Tensor, nn
 
 from tutelage.data.batch import sequences
 from tutelage.data.chat import Chat
-from tutelage.models.heads import Classifier, ScalarHead, ScalarModel, load_classifier
+from tutelage.data.judging import as_read
+from tutelage.models.heads import (
+    EVERY_PREFIX,
+    OUTPUT,
+    TWO_ANSWERS,
+    Classifier,
+    Output,
+    ScalarHead,
+    ScalarModel,
+    load_classifier,
+)
 from tutelage.models.load import choose_device, choose_dtype
 from tutelage.models.logprobs import HeadedModel
 from tutelage.records import Answer, Prompt
@@ -39,25 +49,48 @@ class RewardModelReward:
     reads: Reads
     longest: int
     """Tokens that the model can read."""
+    output: Output = "score"
+    """What of its logit users see."""
+    every_prefix: bool = False
+    """Whether it may be read after any token."""
 
     @staticmethod
     def load(
-        name: str, *, label: str | None = None, of: Reads | None = None, device: str = "auto"
+        name: str,
+        *,
+        label: str | None = None,
+        of: Reads | None = None,
+        output: Output | None = None,
+        device: str = "auto",
     ) -> RewardModelReward:
         """A run folder, a Hugging Face directory or a hub id; float32 on a CPU, the head always.
 
         `of` defaults to the conversation where the tokenizer has a chat template, else to the answer alone. Raises ValueError
         for a model without classification head, a label that is missing or unknown, and a decoder that is to read the
-        conversation without a chat template.
+        conversation without a chat template. `output` defaults to what the folder was trained to say: P(yes) of a classifier
+        of ours, otherwise the logit.
         """
         found = load_classifier(name, label=label, device="cpu")
+        if getattr(found.model.config, TWO_ANSWERS, False):
+            raise ValueError(
+                f"reward {name}: a preference model compares two answers and scores none; use it for `rl --algorithm nash_md` "
+                "or `evaluate --against ... --judge`"
+            )
         template = getattr(found.tokenizer, "chat_template", None) is not None
         reads: Reads = of or ("conversation" if template else "answer")
         scorer = _on_device(found, device)
-        chat = Chat.of(found.tokenizer) if reads == "conversation" and template else None
+        shown: Output = output or getattr(found.model.config, OUTPUT, "score")
+        if shown == "probability" and found.one_of_several and isinstance(scorer, HeadedModel):
+            raise ValueError(
+                f"reward {name}: of a decoder with several labels the logit can be had, not the probability; leave `output` out"
+            )
+        anywhere = bool(getattr(found.model.config, EVERY_PREFIX, False))
+        chat = None
+        if reads == "conversation" and template:
+            chat = Chat.of(found.tokenizer) if anywhere else as_read(Chat.of(found.tokenizer))
         if isinstance(scorer, HeadedModel) and reads == "conversation" and chat is None:
             raise ValueError(f"reward {name}: its tokenizer has no chat template; give it one, or add (of=answer)")
-        return RewardModelReward(name, scorer, found.tokenizer, chat, reads, _longest(found))
+        return RewardModelReward(name, scorer, found.tokenizer, chat, reads, _longest(found), shown, anywhere)
 
     def measure(self, prompts: Sequence[Prompt], groups: Sequence[Sequence[Answer]]) -> Scored:
         """Scores [P][G]. Raises ValueError where the model gives NaN or an infinity."""
@@ -86,12 +119,19 @@ class RewardModelReward:
         prompt_of = [distinct.setdefault(before, len(distinct)) for before, _, _ in rows]
         batch = sequences(list(distinct), prompt_of, [said for _, said, _ in rows])
         place = next(self.scorer.module.parameters()).device
-        return self.scorer.scores(batch.to(place)).tolist(), [cut for _, _, cut in rows]
+        scores = self.scorer.scores(batch.to(place))
+        return self.seen(scores).tolist(), [cut for _, _, cut in rows]
+
+    def seen(self, scores: Tensor) -> Tensor:
+        """Logits as users see them."""
+        return scores.sigmoid() if self.output == "probability" else scores
 
     def _row(self, prompt: Prompt, answer: Answer) -> tuple[tuple[int, ...], list[int], bool]:
-        """Ids before the answer and of it, and whether they were cut to fit: from the prompt's start, then the answer's end."""
+        """Ids before the answer and of it (with its closing), and whether they were cut: from the prompt's start, then the answer's end."""
+        closing: list[int] = []
         if self.chat is not None:
             before, said = self.chat.prompt_tokens(prompt), answer_ids(self.chat, prompt, answer)
+            closing = list(self.chat.closing_tokens)
         else:
             before, said = (
                 [],
@@ -99,8 +139,8 @@ class RewardModelReward:
             )
         if not before:
             before, said = said[:1], said[1:]
-        cut = len(before) + len(said) > self.longest
-        said = said[: self.longest - 1]
+        cut = len(before) + len(said) + len(closing) > self.longest
+        said = said[: self.longest - 1 - len(closing)] + closing
         return tuple(before[-(self.longest - len(said)) :]), said, cut
 
     def _classifier(self, pairs: list[tuple[Prompt, Answer]]) -> tuple[list[float], list[bool]]:
@@ -113,7 +153,7 @@ class RewardModelReward:
         for piece in _pieces([len(row["input_ids"]) for row in rows], self.tokenizer.pad_token_id is not None):
             inputs = [dict(rows[at]) for at in piece]
             padded = self.tokenizer.pad(inputs, return_tensors="pt") if len(piece) > 1 else _alone(inputs[0])
-            out = self.scorer.score(**{k: v.to(self.scorer.model.device) for k, v in padded.items()})
+            out = self.scorer.score(self.output, **{k: v.to(self.scorer.model.device) for k, v in padded.items()})
             for at, score in zip(piece, out.tolist(), strict=True):
                 scores[at] = score
         return scores, [length > self.longest for length in whole]

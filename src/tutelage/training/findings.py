@@ -78,6 +78,17 @@ def stop_trained(batch: Rows, counts: Mapping[str, int], stop: Sequence[int], un
     return Finding("stop token", ok, text, fix)
 
 
+def closed(batch: Rows, closing: Sequence[int]) -> Finding:
+    """Every row that a scorer is trained on ends with the closing, cut or not: it is read at the same token everywhere."""
+    ends = torch.tensor(list(closing))
+    rows = [
+        (part.tokens[row].cpu(), int(length)) for part in batch.sequences() for row, length in enumerate(part.lengths)
+    ]
+    without = sum(not torch.equal(tokens[length - len(ends) : length], ends) for tokens, length in rows)
+    text = f"{len(rows) - without:,} answers end where the score is read, {without:,} do not"
+    return Finding("closing", not without, text, "the chat template's closing is lost on the way into the batch")
+
+
 def same_template(chat: Chat, records: Sequence[Any]) -> Finding:
     """What training shows before an answer is what sampling shows, and what the saved tokenizer's own template gives."""
     fix = "use a template that opens the assistant's turn as it renders it, and save it: tokenizer.chat_template = chat.template"

@@ -18,6 +18,7 @@ from tutelage.data.chat import Chat
 from tutelage.data.collate import Collated
 from tutelage.training.findings import (
     Finding,
+    closed,
     gradient_reaches,
     one_vocabulary,
     row_totals,
@@ -122,7 +123,9 @@ def _examine_rows(
     longest = max((int(row_totals(part).max()) for part in parts if len(part)), default=0)
     findings = [
         rows_trained(batch, counts),
-        stop_trained(batch, counts, chat.stop_tokens, unfinished_answers(records)),
+        closed(batch, chat.closing_tokens)
+        if chat.closing
+        else stop_trained(batch, counts, chat.stop_tokens, unfinished_answers(records)),
         same_template(chat, records[:CONVERSATIONS]),
         *_fit(task, chat, longest),
     ]
