@@ -126,11 +126,11 @@ def pairwise_agreement(units: Units, clusters: Sequence[Hashable] | None = None,
 
     Items are the clusters, unless `clusters` names a coarser one per item (its prompt). `n` counts items.
     """
-    present = _present(units)
-    if clusters is not None and len(clusters) != len(present):
-        raise ValueError(f"clusters must have one label per unit ({len(present)}); got {len(clusters)}")
-    counts, _ = category_counts(present)
-    labels = None if clusters is None else [c for unit, c in zip(present, clusters, strict=True) if len(unit) >= 2]
+    rated = present(units)
+    if clusters is not None and len(clusters) != len(rated):
+        raise ValueError(f"clusters must have one label per unit ({len(rated)}); got {len(clusters)}")
+    counts, _ = category_counts(rated)
+    labels = None if clusters is None else [c for unit, c in zip(rated, clusters, strict=True) if len(unit) >= 2]
     return cluster_share(_agreeing_share(counts), labels, confidence)
 
 
@@ -148,7 +148,7 @@ def label_ceiling(agreement: float) -> float:
 
 def category_counts(units: Units) -> tuple[np.ndarray, list[Any]]:
     """How many raters put each unit in each category [U, C] (units with at least one rating), and the C categories."""
-    kept = [unit for unit in _present(units) if unit]
+    kept = [unit for unit in present(units) if unit]
     codes = {label: code for code, label in enumerate(dict.fromkeys(rating for unit in kept for rating in unit))}
     counts = np.zeros((len(kept), len(codes)))
     for row, unit in zip(counts, kept, strict=True):
@@ -159,7 +159,8 @@ def category_counts(units: Units) -> tuple[np.ndarray, list[Any]]:
     return counts, list(codes)
 
 
-def _present(units: Units) -> list[list[Any]]:
+def present(units: Units) -> list[list[Any]]:
+    """Each unit without its missing ratings."""
     return [[rating for rating in unit if rating is not None and rating == rating] for unit in units]  # NaN != NaN
 
 

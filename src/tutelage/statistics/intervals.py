@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.special import ndtri, stdtrit
+from scipy.special import betaincinv, ndtri, stdtrit
 
 from tutelage.statistics.arrays import cluster_codes, shares, vector
 
@@ -46,6 +46,27 @@ def wilson(successes: float, n: int, confidence: float = 0.95) -> Interval:
     half = math.sqrt(z2 * (share * (1 - share) / n + z2 / (4 * n * n))) / (1 + z2 / n)
     # the bounds are exact at the ends (0 of n has low 0); min and max remove the last rounding error only
     return Interval(share, max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half)), n, n)
+
+
+def clopper_pearson(successes: int, n: int, confidence: float = 0.95) -> Interval:
+    """The exact binomial interval (Biometrika 26, 1934): covers at least `confidence` whatever the truth, so it is wide."""
+    if n < 1 or not 0 <= successes <= n or successes != int(successes):
+        raise ValueError(f"clopper_pearson needs whole 0 <= successes <= n, n >= 1; got successes={successes}, n={n}")
+    tail = 1 - _upper(confidence)
+    low = float(betaincinv(successes, n - successes + 1, tail)) if successes > 0 else 0.0
+    high = float(betaincinv(successes + 1, n - successes, 1 - tail)) if successes < n else 1.0
+    return Interval(successes / n, low, high, n, n)
+
+
+def needed_to_tell(p: float, threshold: float, confidence: float = 0.95) -> int:
+    """Independent rows after which a share that stays at `p` has a Wilson interval without `threshold` in it.
+
+    Wilson's interval is the set of thresholds that the score test keeps, so n = z^2 t (1 - t) / (p - t)^2, exactly.
+    ValueError for a threshold outside (0, 1) or equal to `p`, which no number of rows tells apart.
+    """
+    if not (0 < threshold < 1 and 0 <= p <= 1) or p == threshold:
+        raise ValueError(f"needs p in [0, 1] and another threshold in (0, 1); got p={p}, threshold={threshold}")
+    return math.floor(_normal_quantile(confidence) ** 2 * threshold * (1 - threshold) / (p - threshold) ** 2) + 1
 
 
 def needed_for_half_width(p: float, half_width: float, confidence: float = 0.95) -> int:
@@ -120,9 +141,19 @@ def cluster_bootstrap(
         return Interval(estimate, math.nan, math.nan, len(rows), groups)
     members = np.split(np.argsort(codes, kind="stable"), np.cumsum(np.bincount(codes))[:-1])
     replicates = np.array([statistic(rows[_redraw(members, rng)]) for _ in range(draws)], dtype=np.float64)
-    defined = replicates[~np.isnan(replicates)]
-    low, high = np.quantile(defined, [1 - _upper(confidence), _upper(confidence)]) if defined.size else (math.nan,) * 2
-    return Interval(estimate, float(low), float(high), len(rows), groups)
+    low, high = percentiles(replicates[:, None], confidence)
+    return Interval(estimate, float(low[0]), float(high[0]), len(rows), groups)
+
+
+def percentiles(replicates: np.ndarray, confidence: float) -> tuple[np.ndarray, np.ndarray]:
+    """Two-sided bounds [D] of bootstrap replicates [draws, D]; undefined (NaN) replicates are left out."""
+    bounds = []
+    for column in np.asarray(replicates, dtype=np.float64).T:
+        defined = column[~np.isnan(column)]
+        ends = [1 - _upper(confidence), _upper(confidence)]
+        bounds.append(np.quantile(defined, ends) if defined.size else np.full(2, math.nan))
+    low_high = np.array(bounds).reshape(-1, 2)
+    return low_high[:, 0], low_high[:, 1]
 
 
 def _redraw(members: list[np.ndarray], rng: np.random.Generator) -> np.ndarray:
