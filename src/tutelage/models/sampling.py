@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from transformers import PretrainedConfig
 
 from tutelage.models.cache import KeyValues, Prefill, Step
 from tutelage.models.drawing import Decoding, inverse_cdf, truncate, uniforms_of
@@ -113,7 +114,7 @@ class Decoder:
         weight = next(backbone_of(self.module).parameters())
         longest = max((len(p) for p in prompts), default=0) + decoding.max_tokens
         slots = min(self.rows, len(waiting))
-        cache = KeyValues.allocate(backbone_of(self.module).config, slots, longest, weight)
+        cache = self._allocate(backbone_of(self.module).config, slots, longest, weight)
         active: list[_Row] = []
         while waiting or active:
             if waiting and (len(active) <= slots * 3 // 4 or not active):
@@ -126,6 +127,10 @@ class Decoder:
             _draw(active, self._advance(active, cache), decoding)
             yield active
             active = _keep(active, cache, lambda row: not self._ended(row, decoding))
+
+    def _allocate(self, config: PretrainedConfig, rows: int, tokens: int, like: Tensor) -> KeyValues:
+        """The cache of all rows that are decoded at once."""
+        return KeyValues.allocate(config, rows, tokens, like)
 
     def _prefill(
         self, prompts: Sequence[Sequence[int]], entering: list[_Row], first: int, cache: KeyValues

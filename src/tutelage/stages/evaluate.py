@@ -13,13 +13,14 @@ from pydantic import Field
 from tutelage.config import config, dump
 from tutelage.console import say
 from tutelage.data.collate import prompts_and_answers
-from tutelage.evaluation.winrate import compare_scores, divergence, interval, lengths, scores
+from tutelage.evaluation.winrate import compare_scores, divergence, interval, lengths
 from tutelage.models.load import load_policy, load_tokenizer
 from tutelage.models.logprobs import CausalModel
 from tutelage.models.sampling import Decoding
 from tutelage.records import AnswerGroup, Prompt, to_json, write_jsonl
+from tutelage.rewards.pairwise import TwoAnswerModel
 from tutelage.stages.common import Actor, Common, Count, load_actor, out_folder, precision
-from tutelage.stages.monitor import judges_of
+from tutelage.stages.exploit import exploitability, first_preference, load_judges, scored_by
 from tutelage.stages.sample import answer, load_prompts, read_groups, write_groups
 from tutelage.statistics import cluster_mean, paired_difference
 
@@ -33,7 +34,11 @@ class Evaluate(Common):
     reference: str | None = None
     """Where to measure the KL to, if not `--against` itself (needed with an answers.jsonl)."""
     judge: tuple[str, ...] = ("gold",)
-    """`gold` (the quickstart's hidden rule), a rule's name, an import path, or a reward model's folder."""
+    """`gold` (the quickstart's hidden rule), a rule's name, an import path, a reward model's or a preference model's folder."""
+    rivals: tuple[str, ...] = ()
+    """Policies (or a run's `pool` folder) to measure exploitability against, by the first preference model or judge."""
+    responses: tuple[str, ...] = ()
+    """Policies that were trained to beat `--model` (`rl --algorithm best_response`)."""
     answers: Count = 1
     """Answers to each prompt."""
     temperature: Annotated[float, Field(ge=0)] = 1.0
@@ -51,7 +56,7 @@ class Evaluate(Common):
 def main(cfg: Evaluate) -> Path:
     """Run the command; returns the folder, which holds evaluation.json, answers.jsonl and samples.jsonl."""
     prompts, other = _prompts(cfg)
-    judges = judges_of(cfg.judge)
+    judges = load_judges(cfg)
     folder = out_folder(cfg, "evaluate")
     if (folder / "evaluation.json").exists() and not cfg.resume:
         raise ValueError(f"{folder} holds an evaluation; give another --out")
@@ -62,7 +67,9 @@ def main(cfg: Evaluate) -> Path:
         other = answer(rival, prompts, cfg.answers, decoding, seed=f"{cfg.seed}/against", label="the other answers")
     ours = answer(actor, prompts, cfg.answers, decoding, seed=f"{cfg.seed}/evaluate", label="answering")
     scored = {
-        name: (scores(ours, one), None if other is None else scores(other, one)) for name, one in judges.items()
+        name: scored_by(one, ours, other)
+        for name, one in judges.items()
+        if other is not None or not isinstance(one, TwoAnswerModel)
     }  # once: a reward model reads every answer
     found: dict[str, Any] = {"prompts": len(prompts), "answers": cfg.answers, "policy": lengths(ours)}
     found["judges"] = {name: report(one, ours, other, cfg.seed) for name, one in scored.items()}
@@ -71,6 +78,8 @@ def main(cfg: Evaluate) -> Path:
     base = cfg.reference or (cfg.against if cfg.against and not cfg.against.endswith(".jsonl") else None)
     if base is not None and cfg.temperature > 0 and cfg.top_p == 1:
         found["kl"] = interval(divergence(ours, base_logprobs(cfg, base, ours, actor)))
+    if cfg.rivals or cfg.responses:
+        found["exploitability"] = exploitability(cfg, prompts, ours, decoding, first_preference(judges))
     folder.mkdir(parents=True, exist_ok=True)
     write_groups(folder / "answers.jsonl", ours)
     write_jsonl(folder / "samples.jsonl", _samples(ours, other, scored))

@@ -1,0 +1,69 @@
+"""Answers from a geometric mixture of two models, pi^(1 - b) mu^b normalised at every token: exact, while sampling.
+
+At temperature T the mixture of the tempered distributions is softmax(((1 - b) l + b l') / T) of the two models' logits, so
+the mixture's logits are (1 - b) l + b l' and the decoder draws from them as from any other (arXiv:2312.00886, section 7).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from jaxtyping import Float
+from torch import Tensor
+from transformers import PretrainedConfig
+
+from tutelage.models.cache import KeyValues, Prefill, Step
+from tutelage.models.packing import backbone_of
+from tutelage.models.sampling import Decoder
+
+
+@dataclass(frozen=True)
+class MixtureDecoder(Decoder):
+    """A `Decoder` whose next token comes from both models; each keeps its own keys and values.
+
+    `module` (under `context`) is pi. `other` is mu: its weights and context (for LoRA the same weights, adapter off). They
+    share the vocabulary. The log-probs of the answers are the mixture's.
+    """
+
+    other: Decoder | None = None
+    mixing: float = 0.0
+    """b: the weight of mu."""
+
+    def __post_init__(self) -> None:
+        assert self.other is not None, "a mixture has two models"
+        assert 0 <= self.mixing <= 1, self.mixing
+
+    def _allocate(self, config: PretrainedConfig, rows: int, tokens: int, like: Tensor) -> KeyValues:
+        """Layers of pi, then those of mu, over the same lengths: rows that move, move in both."""
+        assert self.other is not None
+        mine = super()._allocate(config, rows, tokens, like)
+        trunk = backbone_of(self.other.module)
+        theirs = self.other._allocate(trunk.config, rows, tokens, next(trunk.parameters()))
+        return KeyValues(mine.keys + theirs.keys, mine.values + theirs.values, mine.lengths)
+
+    def _logits(
+        self, ids: list[int], positions: list[int], layout: Prefill | Step, read: list[int]
+    ) -> Float[Tensor, "R V"]:
+        assert self.other is not None
+        layers, whole = backbone_of(self.module).config.num_hidden_layers, layout.cache
+        mine = KeyValues(whole.keys[:layers], whole.values[:layers], whole.lengths)
+        theirs = KeyValues(whole.keys[layers:], whole.values[layers:], whole.lengths)
+        ours = super()._logits(ids, positions, replace(layout, cache=mine), read)
+        return (1 - self.mixing) * ours + self.mixing * self.other._logits(ids, positions, _over(layout, theirs), read)
+
+
+def _over(layout: Prefill | Step, cache: KeyValues) -> Prefill | Step:
+    """The layout over another model's cache, whose precision may differ."""
+    if isinstance(layout, Step):
+        return replace(layout, cache=cache, hidden=layout.hidden.to(cache.keys[0].dtype))
+    return replace(layout, cache=cache)
+
+
+def rival_decoder(policy: Decoder, reference: Decoder, mixing: float) -> Decoder:
+    """The decoder of pi^(1 - b) mu^b: the policy's own at b = 0 and the reference's at b = 1, at the cost of one model."""
+    if mixing == 0:
+        return policy
+    if mixing == 1:
+        return reference
+    shared = (policy.module, policy.stop_tokens, policy.decode, policy.rows, policy.context)
+    return MixtureDecoder(*shared, other=reference, mixing=mixing)
