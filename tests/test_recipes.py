@@ -26,7 +26,7 @@ KINDS: dict[str, Any] = {
     "rl": "prompt",
     "evaluate": "prompt",
 }
-EXPECTED = {"sums", "gsm8k-grpo", "hh-reward", "hh-dpo", "polite-dpo", "sft", "blueprint"}
+EXPECTED = {"sums", "r1", "gsm8k-grpo", "hh-reward", "hh-dpo", "polite-dpo", "sft", "blueprint"}
 
 each_recipe = pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 
@@ -125,6 +125,8 @@ def miniature(recipe: dict[str, Any], model: Path) -> dict[str, Any]:
             entry |= {"steps": 1, "batch_size": 2, "max_tokens": 4000, "optimization": {"tokens_per_pass": 8192}}
         if command in ("rl", "evaluate"):
             entry["max_new_tokens"] = 4
+        if "exam" in entry:
+            entry["exam"] |= {"every": 1, "answers": 2, "prompts": 2}
         if command == "evaluate":
             entry |= {"limit": 3, "answers": 1}
     return small
@@ -148,7 +150,7 @@ def use_little_data(recipe: dict[str, Any], folder: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["sums", "gsm8k-grpo", "polite-dpo", "sft", "blueprint"])
+@pytest.mark.parametrize("name", ["sums", "r1", "gsm8k-grpo", "polite-dpo", "sft", "blueprint"])
 def test_every_stage_hands_over_to_the_next(
     name: str, tmp_path: Path, shared_data: Callable[..., Path], tiny: tuple[Any, Any]
 ) -> None:
