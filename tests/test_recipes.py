@@ -26,7 +26,7 @@ KINDS: dict[str, Any] = {
     "rl": "prompt",
     "evaluate": "prompt",
 }
-EXPECTED = {"sums", "r1", "gsm8k-grpo", "hh-reward", "hh-dpo", "polite-dpo", "sft", "blueprint"}
+EXPECTED = {"sums", "r1", "gsm8k-grpo", "hh-reward", "hh-dpo", "polite-dpo", "sft", "blueprint", "nash"}
 
 each_recipe = pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 
