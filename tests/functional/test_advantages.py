@@ -9,6 +9,7 @@ from torch.testing import assert_close
 from tutelage.functional.advantages import (
     at_last_token,
     center,
+    first_token,
     gae,
     leave_one_out,
     reward_to_go,
@@ -73,6 +74,12 @@ def test_at_last_token_by_hand():
     # On the last action, not on the pad after it nor on the last column; a hole is stepped over; an empty row is 0.
     hand = torch.tensor([[0.0, 1, 0, 0], [0, 0, 2, 0], [0, 0, 0, 0], [0, 0, 0, 4]])
     assert torch.equal(got, hand)
+
+
+def test_first_token_by_hand():
+    """The first cell that is on, though the row may begin with a hole; nothing in an empty row."""
+    mask = torch.tensor([[1, 1, 0, 1], [0, 1, 1, 0], [0, 0, 0, 0], [0, 0, 0, 1]])
+    assert first_token(mask).int().tolist() == [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 0, 0], [0, 0, 0, 1]]
 
 
 def test_reward_to_go_by_hand():

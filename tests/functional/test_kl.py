@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from tutelage.functional.kl import k1, k2, k3, ratio_k3
+from tutelage.functional.kl import estimate, k1, k2, k3, ratio_k3
 from tutelage.functional.weights import keep
 
 LOGITS = torch.tensor([0.3, -1.1, 0.8, 0.2], dtype=torch.float64)
@@ -75,6 +75,14 @@ def test_values_by_hand():
     assert_close(ratio_k3(logp, ref), torch.tensor(math.log(2) - 0.5))
     # Sampled by an old policy with probability 1/5: weighted by (1/2) / (1/5) = 2.5.
     assert_close(ratio_k3(logp, ref, torch.tensor(0.2).log()), torch.tensor(2.5 * (math.log(2) - 0.5)))
+
+
+def test_estimators_by_name():
+    _, logp = policy()
+    for name, estimator in (("k1", k1), ("k2", k2), ("k3", k3), ("ratio_k3", ratio_k3)):
+        assert torch.equal(estimate(name, logp, REF), estimator(logp, REF))
+    assert torch.equal(estimate("ratio_k3", logp, REF, OLD), ratio_k3(logp, REF, OLD))
+    assert torch.equal(estimate("k2", logp, REF, OLD), k2(logp, REF)), "only ratio_k3 asks who sampled"
 
 
 @pytest.mark.parametrize("estimator", [k1, k3, ratio_k3])
