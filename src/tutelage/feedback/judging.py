@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import Connection, RowMapping, and_, delete, exists, insert, or_, select, update
 
 from tutelage.feedback.database import lock_events
-from tutelage.feedback.payloads import check
+from tutelage.feedback.payloads import DEFAULTS, check
 from tutelage.feedback.queue import Handed, lease_seconds, lock_annotator
 from tutelage.feedback.schema import (
     annotator,
@@ -100,7 +100,7 @@ def checked(c: Connection, work: RowMapping, payload: Any) -> dict[str, Any]:
     if one.kind == "critique":  # spans point into the text
         found = c.execute(select(response.c.text).where(response.c.id == one.responses[0]))
         texts = [found.scalar_one()]
-    return check(one.kind, payload, one.shared | one.options, texts or [""] * len(one.responses))
+    return check(one.kind, payload, DEFAULTS[one.kind] | one.shared | one.options, texts or [""] * len(one.responses))
 
 
 def current(c: Connection, item_id: int, who: int) -> RowMapping | None:

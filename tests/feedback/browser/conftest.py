@@ -25,6 +25,7 @@ FLAGS = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
     "--disable-component-update --disable-sync --disable-dev-shm-usage --force-prefers-reduced-motion --lang=en-US"
 ).split()
+ORIGIN = "policy-nobody-may-see"
 PATIENCE = 20.0
 """Seconds until something that must happen counts as missing."""
 
@@ -103,6 +104,16 @@ class Server:
                 self.people[name] = add_person(c, name, role)
             return f"{self.url}/enter/{new_entry(c, self.people[name], once=True, seconds=600)}"
 
+    def responses(self, item_id: int) -> list[str]:
+        """The texts of an item's responses in the order that permutations refer to."""
+        from sqlalchemy import select
+
+        from tutelage.feedback.schema import item, response
+
+        with self.db.read() as c:
+            ids = c.execute(select(item.c.responses).where(item.c.id == item_id)).scalar_one()
+            return [c.execute(select(response.c.text).where(response.c.id == each)).scalar_one() for each in ids]
+
     def events(self, project: int) -> list[dict[str, Any]]:
         """The judgment events of a project, oldest first."""
         from sqlalchemy import select
@@ -114,6 +125,32 @@ class Server:
             return [dict(row) for row in c.execute(query.order_by(judgment_event.c.seq)).mappings()]
 
 
+@pytest.fixture(name="until", scope="session")
+def _until() -> Callable[..., Any]:
+    return until
+
+
+@pytest.fixture(scope="session")
+def items() -> Callable[..., list[Any]]:
+    """`items(task, n)`: n different items from samples.json; their origin must never reach a browser."""
+    from tutelage.feedback.projects import NewItem, NewResponse
+    from tutelage.records import Message, Prompt
+
+    samples = json.loads((HERE / "samples.json").read_text(encoding="utf-8"))
+
+    def make(task: str, count: int | None = None) -> list[Any]:
+        rows = samples[task]
+        made = []
+        for i in range(count or len(rows)):
+            row, again = rows[i % len(rows)], f" ({i // len(rows) + 1})" if i >= len(rows) else ""
+            messages = tuple(Message(m["role"], m["content"] + again) for m in row["messages"])
+            answers = (NewResponse(text, {"author": ORIGIN, "score": 0.25}) for text in row["responses"])
+            made.append(NewItem(Prompt(messages), tuple(answers)))
+        return made
+
+    return make
+
+
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """One server for all tests; a test that kills it starts it again."""
@@ -121,10 +158,12 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     made = Server(tmp_path_factory.mktemp("server"), port)
-    made.start()
-    yield made
-    made.kill()
-    made.db.engine.dispose()
+    try:
+        made.start()
+        yield made
+    finally:
+        made.kill()
+        made.db.engine.dispose()
 
 
 class Person:
@@ -135,9 +174,8 @@ class Person:
 
     def enter(self, name: str, role: str = "admin") -> Person:
         """Come in by a link, as a fresh person at a clean browser."""
-        self.driver.get(f"{self.server.url}/healthz")
-        self.driver.execute_script("localStorage.clear()")
-        self.driver.delete_all_cookies()
+        stored = {"origin": self.server.url, "storageTypes": "cookies,local_storage"}
+        self.driver.execute_cdp_cmd("Storage.clearDataForOrigin", stored)
         self.driver.get(self.server.entry(name, role))
         return self
 
@@ -147,6 +185,12 @@ class Person:
         if path.endswith("/judge"):
             until(lambda: self.find("#stage[aria-busy=false]"), "the judging screen shows something")
         return self
+
+    def go(self, *keys: str) -> None:
+        """Press keys that end the item, and wait for the next one, or for the end."""
+        asked = self.judges()
+        self.press(*keys)
+        until(lambda: self.find("#stage[aria-busy=false]") and self.judges() != asked, f"the next item after {keys}")
 
     def find(self, selector: str) -> Any:
         """The first element of a CSS selector that is shown, or None."""

@@ -1,34 +1,47 @@
-"""The real server on a database file, as a process of its own that tests can kill: serve.py DATABASE PORT [DIE_AT]."""
+"""The real server on a database file, as a process of its own that tests can kill: serve.py DATABASE PORT [WHEN].
+
+WHEN it dies by itself: `before-commit` or `before-reply` of the first judgment.
+"""
 
 from __future__ import annotations
 
 import os
 import signal
 import sys
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import MutableMapping
 from typing import Any
 
 import uvicorn
+from sqlalchemy import Connection, event, func, select
 
-from tutelage.feedback.database import open_database
+from tutelage.feedback.database import Database, open_database
+from tutelage.feedback.schema import judgment_event
 from tutelage.feedback.server.app import create_app
 from tutelage.feedback.server.settings import Settings
 
 
-def dies(app: Any, when: str) -> Any:
-    """The application that is killed at its first judgment: `before-commit` or `before-reply`."""
+def dies_before_commit(db: Database) -> None:
+    """Killed in the transaction of the first judgment: everything is written, nothing is committed."""
+    with db.read() as c:
+        before = c.execute(select(func.count()).select_from(judgment_event)).scalar_one()
 
-    async def killed(scope: MutableMapping[str, Any], receive: Any, send: Callable[[Any], Awaitable[None]]) -> None:
-        submitting = scope["type"] == "http" and scope["path"].endswith("/submit")
+    def die(connection: Connection) -> None:
+        if connection.execute(select(func.count()).select_from(judgment_event)).scalar_one() > before:
+            os.kill(os.getpid(), signal.SIGKILL)
 
-        async def replying(message: MutableMapping[str, Any]) -> None:
-            if submitting:  # the transaction has been committed, nothing has been said of it
+    event.listen(db.engine, "commit", die)
+
+
+def dies_before_reply(app: Any) -> Any:
+    """The application, killed when it is about to answer the first judgment: committed, and nothing said of it."""
+
+    async def killed(scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
+        async def reply(message: MutableMapping[str, Any]) -> None:
+            if scope["type"] == "http" and scope["path"].endswith("/submit"):
                 os.kill(os.getpid(), signal.SIGKILL)
             await send(message)
 
-        if submitting and when == "before-commit":
-            os.kill(os.getpid(), signal.SIGKILL)
-        await app(scope, receive, replying if when == "before-reply" else send)
+        await app(scope, receive, reply)
 
     return killed
 
@@ -36,8 +49,11 @@ def dies(app: Any, when: str) -> Any:
 def main() -> None:
     """Serve until killed."""
     url, port, *when = sys.argv[1:]
-    app = create_app(open_database(url), Settings(port=int(port)))
-    uvicorn.run(dies(app, when[0]) if when else app, host="127.0.0.1", port=int(port), log_level="warning")
+    db = open_database(url)
+    if when == ["before-commit"]:
+        dies_before_commit(db)
+    app = create_app(db, Settings(port=int(port)))
+    uvicorn.run(dies_before_reply(app) if when == ["before-reply"] else app, port=int(port), log_level="warning")
 
 
 if __name__ == "__main__":

@@ -34,7 +34,6 @@ const outbox = new Outbox({
   accepted(entry, reply) {
     reached();
     forget(`key/${entry.assignment}`);
-    tabs?.postMessage({ judged: entry.assignment });
     if (entry.project !== project) return;
     pace.show(reply.next?.progress, unsent().length);
     if (desk.waiting && reply.next && !isUnsent(reply.next.assignment)) show(reply.next);
@@ -89,6 +88,7 @@ async function fetchNext() {
     const task = await request("GET", `/api/task/next?project=${encodeURIComponent(project)}&ahead=1`);
     if (task.assignment && task.assignment !== desk.task?.assignment && !isUnsent(task.assignment)) {
       desk.ahead = [task];
+      screen.stage.dataset.ahead = task.assignment;
       fetchAhead(task.item);
       if (desk.waiting) advance();
     }
@@ -131,7 +131,7 @@ function advance() {
   Object.assign(desk, { task: null, waiting: true });
   const next = desk.ahead.shift();
   if (next) show(next);
-  else screen.message("Fetching the next item …", "Your judgment is saved on this device and on its way.");
+  else screen.wait("Fetching the next item …", "Your judgment is saved on this device and on its way.");
 }
 
 /** Hands the judgment to the outbox and goes on at once. One key for one assignment, whichever tab sends it. */
@@ -145,6 +145,7 @@ function send(payload) {
   forget(`draft/${task.assignment}`);
   advance();
   outbox.add({ project, assignment: task.assignment, key, body, task });
+  tabs?.postMessage({ judged: task.assignment });
 }
 
 function changed(words) {

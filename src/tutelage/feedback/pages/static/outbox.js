@@ -12,7 +12,14 @@ export class Outbox {
     this.failures = 0;
     this.sending = null;
     addEventListener("online", () => this.flush());
-    addEventListener("storage", (event) => event.key?.endsWith("/outbox") && this.listeners.moved());
+    addEventListener("storage", (event) => event.key?.endsWith("/outbox") && this.elsewhere());
+  }
+
+  /** Another tab has put something in or sent it. What it leaves behind, when it is closed, this one sends. */
+  elsewhere() {
+    this.listeners.moved();
+    clearTimeout(this.timer);
+    if (this.entries().length) this.timer = setTimeout(() => this.flush(), 2 * WAITS[0]);
   }
 
   entries() {

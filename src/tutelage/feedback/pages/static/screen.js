@@ -102,6 +102,12 @@ export class Screen {
     button.replaceChildren(flag ? `⚑ Flagged: ${flag.tags.join(", ")} ` : "Flag ", ...kbd("F"));
   }
 
+  /** In place of an item that is on its way. */
+  wait(title, text) {
+    this.message(title, text);
+    this.stage.setAttribute("aria-busy", "true");
+  }
+
   /** In place of an item: a message, and what can be done. */
   message(title, text, ...more) {
     this.item = this.ui = null;

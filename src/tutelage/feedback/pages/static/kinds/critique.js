@@ -91,7 +91,7 @@ export function critique(item, changed) {
       h("div", { class: "card writing" },
         h("div", { class: "field-head" }, h("button", { type: "button", class: "comment", onmousedown: (event) => event.preventDefault(), onclick: comment }, "Comment on the selected part"), kbd("T")),
         list, whole.element, item.options.rewrite === false ? null : [rewritten.element, start])),
-    bar: h("div", { class: "choices" }, h("span", { class: "muted" }, kbd("Ctrl"), " ", kbd("Enter"), " submits from inside a text, ", kbd("Esc"), " leaves it.")),
+    bar: h("div", { class: "choices" }, h("span", { class: "muted hint" }, kbd("Ctrl"), " ", kbd("Enter"), " submits from inside a text, ", kbd("Esc"), " leaves it.")),
     view: "raw",
     keys: [
       { keys: ["a"], label: "Go to the answer (Shift and arrows select)", run: () => paper.focus() },

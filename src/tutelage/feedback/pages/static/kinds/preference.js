@@ -24,7 +24,7 @@ export function preference(item, changed) {
     h("button", { type: "button", class: `choice ${extra}`, "data-choice": choice, "data-strength": strength, "aria-pressed": "false", onclick: () => pick(choice, strength) }, h("span", {}, label), kbd(...keys));
   const oneSide = (choice, n) =>
     options.strength
-      ? [3, 2, 1].map((s) => button(choice, s, s === 1 ? [n] : s === 3 ? ["⇧" + n] : [n, n], h("span", {}, h("span", { class: "visually-hidden" }, `${NAMES[choice]}: `), SHORT[s], h("span", { class: "visually-hidden" }, " better")), `strength-${s}`))
+      ? [3, 2, 1].map((s) => button(choice, s, s === 1 ? [n] : s === 3 ? ["⇧" + n] : [], h("span", {}, h("span", { class: "visually-hidden" }, `${NAMES[choice]}: `), SHORT[s], h("span", { class: "visually-hidden" }, " better")), `strength-${s}`))
       : [button(choice, null, [n], `${NAMES[choice]} is better`, "side")];
   const tie = options.ties === false ? [] : [button("tie", null, ["0"], NAMES.tie, "tie")];
   const bad = options.both_bad === false ? [] : [button("both_bad", null, ["B"], NAMES.both_bad, "bad")];

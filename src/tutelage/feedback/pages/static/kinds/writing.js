@@ -27,7 +27,7 @@ export function demonstration(item, changed) {
   const shown = (item.responses ?? []).map((_, i) => media(mediaOf(item, i), "Segment")).filter(Boolean);
   return {
     answers: h("div", { class: "answers one" }, shown, h("div", { class: "card" }, written.element)),
-    bar: h("div", { class: "choices" }, h("span", { class: "muted" }, "Enter starts a new line. ", kbd("Ctrl"), " ", kbd("Enter"), " submits, ", kbd("Esc"), " leaves the text.")),
+    bar: h("div", { class: "choices" }, h("span", { class: "muted hint" }, "Enter starts a new line. ", kbd("Ctrl"), " ", kbd("Enter"), " submits, ", kbd("Esc"), " leaves the text.")),
     keys: [{ keys: ["e"], label: "Write", run: () => written.area.focus() }],
     shown: () => {
       written.grow();
