@@ -10,6 +10,7 @@ from typing import Any, Self
 from torch import nn
 
 from tutelage.data.batch import Rollouts
+from tutelage.models.mixture import MixtureDecoder
 from tutelage.models.sampling import Decoding, Sampler
 from tutelage.records import Answer, Prompt
 from tutelage.rewards.pairwise import Preference
@@ -56,6 +57,11 @@ class DuelSource(RolloutSource):
     past_rival: Callable[[int], int | None] = lambda step: None
     joins: Callable[[int], bool] = lambda step: False
     pool: PolicyPool | None = None
+
+    @property
+    def sides(self) -> int:
+        """The policy's answer, and the rival's by one model or by both models of a mixture."""
+        return 3 if isinstance(self.mixture, MixtureDecoder) else 2
 
     def within(self, run: Run) -> Self:
         """The source of an opened run: samples and pool go into its folder. Raises ValueError where a past policy is gone."""

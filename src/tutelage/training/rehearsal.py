@@ -195,7 +195,8 @@ def plan(task: Task, seen: Rehearsal, tried: Tried | None, drawn: Sequence[Rows]
         rows, longest = len(heads) * task.draw.group_size, task.draw.decoding.max_tokens
         tokens = sum(heads) + rows * longest
         rounds = -(-rows // tried.rows)
-        phases.append(Phase("sample", tokens, sum(heads) * tried.per_prompt_token + rounds * longest * tried.per_step))
+        once = sum(heads) * tried.per_prompt_token + rounds * longest * tried.per_step
+        phases.append(Phase("sample", task.draw.sides * tokens, task.draw.sides * once))
     else:
         tokens = round(sum(map(packed_tokens, drawn)) / len(drawn))
     phases += [

@@ -107,6 +107,11 @@ class RolloutSource:
             metrics["sample/temperature"] = decoding.temperature
         return self._finish(step, drawn, decoding), metrics | self._measured(drawn)
 
+    @property
+    def sides(self) -> int:
+        """How many answers are decoded for each that is trained on, counted in forwards of one model."""
+        return 1
+
     def within(self, run: Run) -> Self:
         """The source of an opened run: the samples go into its folder."""
         return replace(self, keep_samples=run.sample)
