@@ -172,3 +172,19 @@ def test_what_is_masked_has_no_say_in_any_setting():
 def test_discounting_one_action_is_refused_with_its_reason():
     with pytest.raises(ValueError, match=r"nothing to discount; got 0\.9"):
         Reinforce(credit="answer", discount=0.9)
+
+
+@pytest.mark.parametrize("credit", ["token", "answer"])
+@pytest.mark.parametrize("normalize", ["none", "running", "step"])
+@pytest.mark.parametrize("lengths", [(0, 2), (1, 1), (3,)], ids=str)
+def test_odd_groups_are_finite(credit, normalize, lengths):
+    """An empty answer, answers of one token, a group of one; the empty row has no say."""
+    rows = sequences([(1,)], [0] * len(lengths), [[5] * n for n in lengths])
+    cells = Said(torch.full(rows.tokens.shape, -1.0))
+    batch = Rollouts(rows, torch.arange(len(lengths)).float(), cells.cells, torch.ones(len(lengths), dtype=torch.bool))
+    models = Models(policy=cells, reference=Said(cells.cells - 0.5), value=cells)
+    method = Reinforce(baseline="value", credit=credit, normalize=normalize, whiten_advantages=True, kl="k3")
+    prepared, state, measured = method.prepare(models, batch, RunningMean())
+    figures = [*measured.values(), state.mean, state.reward_std, float(method.losses(models, prepared)[0].sum())]
+    assert all(math.isfinite(figure) for figure in figures), measured
+    assert not prepared.advantages[~rows.mask].any()
