@@ -6,7 +6,20 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from tutelage.functional.preference import bradley_terry, dpo, implicit_reward, ipo, soft_bradley_terry
+from tutelage.functional.preference import (
+    bradley_terry,
+    davidson,
+    davidson_log_probs,
+    dpo,
+    hinge,
+    implicit_reward,
+    ipo,
+    kto,
+    orpo,
+    simpo,
+    soft_bradley_terry,
+    soft_ipo,
+)
 
 LOG2, LOG3 = math.log(2), math.log(3)
 
@@ -95,6 +108,88 @@ def test_ipo_by_hand():
 
 
 def test_pairs_that_would_broadcast_are_refused():
-    for loss in (bradley_terry, lambda a, b: dpo(a, b, 0.1), lambda a, b: ipo(a, b, 0.1)):
+    for loss in (
+        bradley_terry,
+        lambda a, b: dpo(a, b, 0.1),
+        lambda a, b: ipo(a, b, 0.1),
+        lambda a, b: hinge(a, b, 0.1),
+    ):
         with pytest.raises(AssertionError):
             loss(torch.zeros(3), torch.zeros(3, 1))
+
+
+def test_davidson_by_hand():
+    # d = 2 log 2: e^(d/2) : e^(-d/2) : nu = 2 : 1/2 : 1.5, of 4.
+    probabilities = davidson_log_probs(torch.tensor([2 * LOG2]), 1.5).exp()
+    assert_close(probabilities, torch.tensor([[0.5, 0.125, 0.375]]))
+    r, s = torch.full((4,), 2 * LOG2), torch.zeros(4)
+    losses = davidson(r, s, torch.tensor([1.0, 0.0, 0.5, 0.75]), 1.5)
+    assert_close(losses, torch.tensor([LOG2, 3 * LOG2, math.log(8 / 3), 0.75 * LOG2 + 0.25 * 3 * LOG2]))
+
+
+def test_davidson_of_equals_and_without_ties():
+    # Equals tie with nu / (2 + nu); given no tie, the first wins with sigma(d) = 3/4 at a lead of log 3.
+    assert_close(davidson_log_probs(torch.zeros(1), 2.0).exp(), torch.tensor([[0.25, 0.25, 0.5]]))
+    first, second, _ = davidson_log_probs(torch.tensor([LOG3]), 0.8).exp().unbind(-1)
+    assert_close(first / (first + second), torch.tensor([0.75]))
+
+
+def test_davidson_margin_by_hand():
+    # A lead of log 3 less a margin of log 3 is none: 1 : 1 : 2.
+    losses = davidson(torch.tensor([LOG3, LOG3]), torch.zeros(2), torch.tensor([1.0, 0.5]), 2.0, LOG3)
+    assert_close(losses, torch.tensor([math.log(4), LOG2]))
+
+
+def test_dpo_with_an_offset_by_hand():
+    # beta (h+ - h-) = log 3, of which a margin of log 3 leaves nothing; swapped labels ask for the opposite lead.
+    h_chosen, h_rejected = torch.tensor([LOG3]), torch.tensor([-LOG3])
+    assert_close(dpo(h_chosen, h_rejected, 0.5, 0.0, LOG3), torch.tensor([LOG2]))
+    assert_close(dpo(h_rejected, h_chosen, 0.5, 1.0, -LOG3), torch.tensor([LOG2]))
+
+
+def test_soft_ipo_by_hand():
+    # tau = 0.25: a sure label asks for a lead of 2. At 1: (1 - 2)^2 = 1 if the first won, (-1 - 2)^2 = 9 if the second did.
+    losses = soft_ipo(torch.ones(4), torch.zeros(4), 0.25, torch.tensor([1.0, 0.0, 0.5, 0.75]))
+    assert_close(losses, torch.tensor([1.0, 9.0, 5.0, 3.0]))
+    lead = torch.tensor([1.0], dtype=torch.float64, requires_grad=True)
+    soft_ipo(lead, torch.zeros(1, dtype=torch.float64), 0.25, 0.75).sum().backward()
+    assert_close(lead.grad, torch.zeros(1, dtype=torch.float64), rtol=0, atol=1e-12)  # (2 * 0.75 - 1) / (2 * 0.25) = 1
+
+
+def test_kto_by_hand():
+    # beta (h - z0) = 0.5 (2 log 3 - 0) = log 3 and 0.5 (3 log 3 - log 3): sigma = 3/4, so 1/4 desirable, 3/4 undesirable.
+    h, desirable = torch.tensor([2 * LOG3, 2 * LOG3, 0.0]), torch.tensor([True, False, True])
+    assert_close(kto(h, desirable, 0.0, 0.5), torch.tensor([0.25, 0.75, 0.5]))
+    weighted = kto(h + LOG3, desirable, torch.full((3,), LOG3), 0.5, desirable_weight=2.0, undesirable_weight=4.0)
+    assert_close(weighted, torch.tensor([0.5, 3.0, 1.0]))
+
+
+def test_kto_gradient_by_hand():
+    # d/dh of lambda sigma(-beta (h - z0)) is -lambda beta sigma (1 - sigma) = -0.5 * 3/16 at sigma = 3/4.
+    h = torch.tensor([2 * LOG3, 2 * LOG3], requires_grad=True)
+    kto(h, torch.tensor([True, False]), 0.0, 0.5, undesirable_weight=2.0).sum().backward()
+    assert_close(h.grad, torch.tensor([-3 / 32, 3 / 16]))
+
+
+def test_hinge_by_hand():
+    # beta = 0.5 asks for a lead of 2: leads of 0, 2 and 5 lack 1, 0 and nothing; beyond it there is no gradient.
+    h = torch.tensor([0.0, 2.0, 5.0, 1.0], requires_grad=True)
+    losses = hinge(h, torch.zeros(4), 0.5)
+    assert_close(losses, torch.tensor([1.0, 0.0, 0.0, 0.5]))
+    losses[2:].sum().backward()
+    assert h.grad[2:].tolist() == [0.0, -0.5]
+
+
+def test_simpo_by_hand():
+    # beta = 2: 2 (-0.5) - 2 (-0.5 - log 3) - gamma = 2 log 3 - gamma.
+    chosen, rejected = torch.tensor([-0.5]), torch.tensor([-0.5 - LOG3])
+    assert_close(simpo(chosen, rejected, 2.0, LOG3), torch.tensor([math.log(4 / 3)]))
+    assert_close(simpo(chosen, rejected, 2.0, 2 * LOG3), torch.tensor([LOG2]))
+
+
+def test_orpo_by_hand():
+    # Probabilities 3/4 and 1/2 have odds 3 and 1: -log(3/4) - 0.5 log sigma(log 3).
+    losses = orpo(torch.tensor([0.75]).log(), torch.tensor([0.5]).log(), 0.5)
+    assert_close(losses, torch.tensor([1.5 * math.log(4 / 3)]))
+    near_one = orpo(torch.tensor([-1e-6], dtype=torch.float64), torch.tensor([-1e-6], dtype=torch.float64), 1.0)
+    assert_close(near_one, torch.tensor([1e-6 + LOG2], dtype=torch.float64))
