@@ -96,7 +96,7 @@ def postgres() -> Iterator[str]:
         _until(lambda: _answers(port), process)
         yield f"postgresql://tester@127.0.0.1:{port}"
     finally:
-        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGQUIT)  # at once: nothing of it is needed again
         process.wait(30)
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -126,22 +126,19 @@ def _until(ready: Callable[[], bool], process: subprocess.Popen[Any], seconds: f
         time.sleep(0.05)
 
 
-def fresh_url(kind: str, folder: Path, request: pytest.FixtureRequest) -> str:
-    """The URL of an empty database."""
-    if kind == "sqlite":
-        return f"sqlite:///{folder / 'feedback.db'}"
+@pytest.fixture(params=["sqlite", "postgres"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """An empty database of each kind."""
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path / 'feedback.db'}"
+        return
     import psycopg
 
     server, name = request.getfixturevalue("postgres"), f"t{time.monotonic_ns()}"
     with psycopg.connect(f"{server}/postgres", autocommit=True) as connection:
         connection.execute(f"CREATE DATABASE {name}")  # type: ignore[call-overload]
-    return f"{server}/{name}"
-
-
-@pytest.fixture(params=["sqlite", "postgres"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """An empty database of each kind."""
-    return fresh_url(request.param, tmp_path, request)
+        yield f"{server}/{name}"
+        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")  # type: ignore[call-overload]
 
 
 @pytest.fixture

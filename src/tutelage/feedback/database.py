@@ -13,7 +13,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, create_engine, event, inspect, text
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, OperationalError
+from sqlalchemy.exc import ArgumentError, DatabaseError
 
 MIGRATIONS = Path(__file__).with_name("migrations")
 NETWORK = (
@@ -85,7 +85,7 @@ def open_database(url: str, migrate: bool = True) -> Database:
     try:
         if migrate:
             upgrade(database)
-    except OperationalError as error:
+    except DatabaseError as error:
         database.close()
         raise ValueError(f"--db {parsed.render_as_string()}: cannot be opened: {error.orig}") from None
     return database

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import uvicorn
@@ -83,4 +84,11 @@ def serve(db: Database, settings: Settings, listener: socket.socket, ready: Call
         forwarded_allow_ips="127.0.0.1,::1",
         timeout_graceful_shutdown=3,
     )
-    _Server(config, ready).run(sockets=[listener])
+    before = signal.signal(
+        signal.SIGTERM, signal.default_int_handler
+    )  # uvicorn raises the signal again when it has finished
+    try:
+        with suppress(KeyboardInterrupt):
+            _Server(config, ready).run(sockets=[listener])
+    finally:
+        signal.signal(signal.SIGTERM, before)
