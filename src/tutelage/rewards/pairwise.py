@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -107,10 +108,11 @@ class ScoredPreference:
 
 
 def reads_two_answers(name: str) -> bool:
-    """Whether `name` is the folder of a preference model (a rule's name, an import path and any other model are not)."""
+    """Whether `name` is the folder of a preference model; a rule's name and an import path are not asked for at a hub."""
+    if not Path(name).is_dir():
+        return False
     try:
-        path = resolve_model(name, ("reward_model",))
-        settings: Any = AutoConfig.from_pretrained(path)
+        settings: Any = AutoConfig.from_pretrained(resolve_model(name, ("reward_model",)))
     except (ValueError, OSError):
         return False
     return bool(getattr(settings, TWO_ANSWERS, False))

@@ -28,10 +28,12 @@ class Budget:
     tokens_per_pass: int = 1024
 
 
-FULL = Budget(240, 240, 4, 2, 2.0, 24, 8, 6, 6, 48)
+FULL = Budget(480, 240, 4, 2, 1.0, 24, 8, 6, 6, 48)
 QUICK = Budget(4, 4, 2, 2, 0.5, 1, 2, 2, 1, 2, 10, tokens_per_pass=192)
 TEMPERATURE = 0.8
 REWARD_BATCH = 4
+REWARD_LAYERS = 16
+"""Of SmolLM2's 30: a linear probe reads these comparisons best in its middle (docs/log.md, 2026-11-21)."""
 
 
 def policy_stage(cfg: Any) -> str:
@@ -93,8 +95,9 @@ def recipe_of(cfg: Any, budget: Budget, folder: Path, prompts: int) -> dict[str,
         "steps": max(1, round(budget.reward_epochs * per_epoch)),
         "batch_size": min(REWARD_BATCH, prompts),
         "full": True,
+        "layers": REWARD_LAYERS,
         "optimization": {
-            "learning_rate": 5e-5,
+            "learning_rate": 3e-5,
             "schedule": "linear",
             "warmup_steps": 4,
             "weight_decay": 0.01,
