@@ -14,10 +14,12 @@ from tutelage.algorithms.base import Models
 from tutelage.data.batch import Pairs, Rollouts, Rows, Sequences, sequences
 from tutelage.data.labelled import Labelled, LabelledWithPartner
 from tutelage.data.sampled import StepRollouts, at_temperature
+from tutelage.data.two_answers import TwoAnswers
 from tutelage.models.distribution import DistributionModel
 from tutelage.models.heads import new_scalar_model
 from tutelage.models.logprobs import CausalModel, HeadedModel
 from tutelage.models.lora import LoRA, add_lora, frozen_copy, merged_state, reference_mode
+from tutelage.models.prefixes import PrefixReader
 from tutelage.models.tiny import tiny
 
 SIZE = {"hidden": 16, "heads": 2, "kv_heads": 1, "std": 0.3}
@@ -41,7 +43,7 @@ class Nets:
             DistributionModel(self.policy, TEMPERATURE, plain=plain),
             self.reference(plain=plain),
             HeadedModel(self.value, plain=plain),
-            HeadedModel(self.reward, plain=plain),
+            PrefixReader(self.reward, plain=plain),
             teacher=DistributionModel(self.teacher, TEMPERATURE, plain=plain),
         )
 
@@ -192,6 +194,9 @@ def batch_of() -> Callable[..., Sequences | Pairs | Labelled | Rollouts]:
             return answers()
         if kind == "pairs":
             return make_pairs(float64)
+        if kind == "two answers":
+            pairs = make_pairs(float64)
+            return TwoAnswers(pairs.chosen, pairs.rejected, pairs.preference, pairs.weight)
         if kind == "labelled":
             return make_labelled(float64)
         change = {"steps": with_steps, "sampled": with_temperatures}.get(kind, lambda batch: batch)

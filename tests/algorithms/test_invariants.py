@@ -10,15 +10,21 @@ import pytest
 import torch
 from torch import Tensor
 
+from tutelage.algorithms.assessment import Classifier, Regression
 from tutelage.algorithms.base import Models
+from tutelage.algorithms.distill import Distill
 from tutelage.algorithms.grpo import GRPO
 from tutelage.algorithms.kto import KTO
+from tutelage.algorithms.nash_md import NashMD
+from tutelage.algorithms.outcome_value import OutcomeValue
 from tutelage.algorithms.ppo import PPO
 from tutelage.algorithms.preference import DPO, IPO
+from tutelage.algorithms.preference_model import PreferenceModel
 from tutelage.algorithms.reinforce import Reinforce
 from tutelage.algorithms.reward_model import BradleyTerry
 from tutelage.algorithms.sft import SFT
 from tutelage.data.batch import Rollouts, Sequences, sequences
+from tutelage.functional.prefixes import prefix_mask
 from tutelage.training.update import accumulate
 
 ALL = 10**9
@@ -174,6 +180,14 @@ def garbage(batch, everywhere: bool):
 
 MASKED = [
     ("answers", SFT()),
+    ("answers", SFT(average="sequence")),
+    ("answers", Distill(divergence="jensen_shannon")),
+    ("sampled", Distill(divergence="reverse_kl", average="sequence")),
+    ("two answers", PreferenceModel()),
+    ("labelled", Classifier()),
+    ("labelled", Regression()),
+    ("labelled", OutcomeValue()),
+    ("labelled", OutcomeValue(loss="cross_entropy")),
     ("pairs", BradleyTerry()),
     ("pairs", DPO()),
     ("pairs", DPO(nu=1.0)),
@@ -181,6 +195,7 @@ MASKED = [
     ("pairs", IPO(length="mean")),
     ("labelled", KTO()),
     ("rollouts", Reinforce()),
+    ("rollouts", NashMD(baseline="leave_one_out")),
     ("rollouts", Reinforce(baseline="leave_one_out")),
     ("rollouts", GRPO(minibatches=2)),
     ("rollouts", GRPO(kl="k2", average="sequence")),
@@ -233,6 +248,17 @@ class Careless:
 
     def scores(self, answers):
         return self.model.scores(answers)
+
+    def prefix_values(self, answers):
+        values = self.model.prefix_values(answers)
+        return torch.where(prefix_mask(answers.mask, answers.lengths), values, values + 1000.0)
+
+    def states(self, answers):
+        states = self.model.states(answers)
+        return torch.where(answers.mask[..., None], states, states + 1000.0)
+
+    def readout(self, answers, states):
+        return self.model.readout(answers, states)
 
 
 @pytest.mark.parametrize(("kind", "algorithm"), MASKED, ids=lambda x: getattr(x, "name", x))

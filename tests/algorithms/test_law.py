@@ -11,12 +11,16 @@ import pytest
 import torch
 from torch import Tensor
 
+from tutelage.algorithms.assessment import Classifier, Regression
 from tutelage.algorithms.distill import Distill
 from tutelage.algorithms.grpo import GRPO
 from tutelage.algorithms.kto import KTO
+from tutelage.algorithms.nash_md import NashMD
+from tutelage.algorithms.outcome_value import OutcomeValue
 from tutelage.algorithms.policy_gradient import RunningMean
 from tutelage.algorithms.ppo import PPO
 from tutelage.algorithms.preference import DPO, IPO
+from tutelage.algorithms.preference_model import PreferenceModel
 from tutelage.algorithms.reinforce import Reinforce
 from tutelage.algorithms.reward_model import BradleyTerry
 from tutelage.algorithms.sft import SFT
@@ -43,6 +47,11 @@ METHODS: dict[str, tuple[str, Any]] = {
     "ipo per token": ("pairs", IPO(tau=0.5, length="mean")),
     "kto": ("labelled", KTO(beta=0.5)),
     "kto weighted": ("labelled", KTO(beta=0.3, desirable_weight=2.0, undesirable_weight=0.5)),
+    "preference_model": ("two answers", PreferenceModel()),
+    "classifier": ("labelled", Classifier()),
+    "regression": ("labelled", Regression()),
+    "outcome_value": ("labelled", OutcomeValue()),
+    "outcome_value as a probability": ("labelled", OutcomeValue(loss="cross_entropy")),
     "reinforce": ("rollouts", Reinforce(baseline="none", discount=0.9)),
     "reinforce running_mean": ("rollouts", Reinforce(baseline="running_mean", kl_coefficient=0.0)),
     "reinforce group_mean": ("rollouts", Reinforce(baseline="group_mean")),
@@ -57,6 +66,8 @@ METHODS: dict[str, tuple[str, Any]] = {
         Reinforce(credit="answer", baseline="value", kl="ratio_k3", kl_in="loss", whiten_advantages=True),
     ),
     "reinforce by steps": ("steps", Reinforce(baseline="leave_one_out", kl="k2")),
+    "nash_md": ("rollouts", NashMD()),
+    "nash_md leave_one_out": ("rollouts", NashMD(baseline="leave_one_out", kl_coefficient=0.3, pool_every=2)),
     "grpo": ("rollouts", GRPO()),
     "grpo sequence k3": ("rollouts", GRPO(average="sequence", kl="k3", kl_coefficient=0.3)),
     "dr_grpo k2": ("rollouts", GRPO(advantage="center", average="constant", max_length=10, kl="k2", clip_high=0.28)),
@@ -74,7 +85,22 @@ METHODS: dict[str, tuple[str, Any]] = {
     "ppo one minibatch": ("rollouts", PPO(minibatches=1, discount=0.9, value_clip=None, bootstrap_truncated=True)),
     "ppo without kl": ("rollouts", PPO(kl_coefficient=0.0, whiten_advantages=False, gae_lambda=1.0)),
 }
-MERGED = ("sft", "distill", "bradley_terry", "dpo", "ipo", "kto", "rloo", "grpo", "ppo")
+MERGED = (
+    "sft",
+    "distill",
+    "classifier",
+    "regression",
+    "outcome_value",
+    "bradley_terry",
+    "preference_model",
+    "nash_md",
+    "dpo",
+    "ipo",
+    "kto",
+    "rloo",
+    "grpo",
+    "ppo",
+)
 CASES = [(name, tuning) for name in METHODS for tuning in ("full", "lora")] + [(name, "merged") for name in MERGED]
 TOLERANCE = 1e-10
 ALL = 10**9

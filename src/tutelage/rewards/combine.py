@@ -38,6 +38,23 @@ class Rule:
 
 
 @dataclass(frozen=True)
+class Above:
+    """1 where a reward is above a threshold, else 0: a yes or no out of a score."""
+
+    reward: BatchReward
+    threshold: float
+
+    def measure(self, prompts: Sequence[Prompt], groups: Sequence[Sequence[Answer]]) -> Scored:
+        """The reward's flags stay."""
+        scored = self.reward.measure(prompts, groups)
+        return replace(scored, values=[[float(score > self.threshold) for score in row] for row in scored.values])
+
+    def close(self) -> None:
+        """Ends what the reward started."""
+        self.reward.close()
+
+
+@dataclass(frozen=True)
 class Part:
     """A reward under its name in the log, and what it counts for."""
 
@@ -123,18 +140,23 @@ def _part(given: str | Reward | RewardTerm | Mapping[str, Any], on_error: OnErro
     if isinstance(given, Mapping):
         given = build(RewardTerm, given, "reward")
     term = parse_term(given) if isinstance(given, str) else given
+    part = _term_part(term, on_error, device)
+    return part if term.above is None else replace(part, reward=Above(part.reward, term.above))
+
+
+def _term_part(term: RewardTerm, on_error: OnError, device: str) -> Part:
     name = term.reward
     if name in REWARDS and not Path(name).is_dir():
         return Part(name, term.weight, _rule(term), name in NEED_SOLUTION)
     if _IMPORT_PATH.fullmatch(name) and not name.startswith("builtin:") and not Path(name).exists():
-        _refuse(term, "label", "of")
+        _refuse(term, "label", "of", "output")
         imported = ImportedReward.of(name, term.settings, term.on_error or on_error, term.deadline)
         return Part(name, term.weight, imported)
     return Part(_folder_name(name), term.weight, _model(term, device))
 
 
 def _rule(term: RewardTerm) -> BatchReward:
-    _refuse(term, "label", "of", "on_error")
+    _refuse(term, "label", "of", "output", "on_error")
     if term.reward == "gsm8k":
         _refuse(term, "settings")
         return FinalAnswer()  # keeps its child between steps, where the plain function starts one a call
@@ -153,7 +175,7 @@ def _model(term: RewardTerm, device: str) -> BatchReward:
         raise ValueError(f"reward: unknown name {term.reward!r}; {_known()}")
     from tutelage.rewards.model import RewardModelReward
 
-    return RewardModelReward.load(term.reward, label=term.label, of=term.of, device=device)
+    return RewardModelReward.load(term.reward, label=term.label, of=term.of, output=term.output, device=device)
 
 
 def _refuse(term: RewardTerm, *keys: str) -> None:

@@ -28,6 +28,10 @@ class RewardTerm:
     """Of a classifier with several labels, the one whose logit is the score."""
     of: Literal["answer", "conversation"] | None = None
     """What a classifier reads: the answer alone, or the prompt too (default where its tokenizer has a chat template)."""
+    output: Literal["score", "probability"] | None = None
+    """Of a classifier: its logit, or the probability; default: the probability where `tutelage reward` trained it on yes and no."""
+    above: float | None = None
+    """A threshold: the reward is 1 where the score is above it, else 0 (`NAME(above=0.5)=2`)."""
     on_error: OnError | None = None
     """A user's function that raises, hangs or returns no score stops the run (`error`) or scores 0 and is counted (`0`)."""
     deadline: Annotated[float, Field(gt=0)] = 60.0
@@ -53,8 +57,8 @@ def parse_term(text: str) -> RewardTerm:
     if found["weight"] is not None:
         term["weight"] = _number(found["weight"], f"reward {text!r}: the weight behind the last `=`")
     for key, value in _pairs(found["pairs"] or "", text):
-        if key == "deadline":
-            term[key] = _number(value, f"reward {text!r}: deadline")
+        if key in ("deadline", "above"):
+            term[key] = _number(value, f"reward {text!r}: {key}")
         elif key in _KNOWN:
             term[key] = _unquoted(value)
         else:

@@ -10,7 +10,6 @@ from tutelage.config import parse, read_yaml
 from tutelage.console import say, stage
 from tutelage.data.readers import Loaded, load_sources
 from tutelage.data.shapes import Kind
-from tutelage.rewards.combine import combine
 from tutelage.stages import prefer, reward, rl, sft
 from tutelage.stages.pairs import load_split
 from tutelage.stages.recipe import plan
@@ -23,6 +22,10 @@ Shows what was recognised in each data source, the first examples with the train
 and the plan (tokens, minutes, memory). Trains nothing and writes nothing. Exit code 1 where a finding fails, 2 for bad input.
 Without a recipe and --command, the shape of the data decides: demonstrations are checked for sft, comparisons for prefer,
 prompts for rl. `tutelage COMMAND --help` explains the flags."""
+
+
+TEACHER_PROMPTS = 8
+"""Of a teacher whose answers are demonstrations, how many are looked at: sampling them all is training's matter."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +142,7 @@ def _stages(recipe: Mapping[str, Any], where: str, only: str | None, flags: list
 
 
 def _sft(cfg: sft.Sft, loaded: Sequence[Loaded]) -> Ready[Any]:
-    return sft.ready(cfg, loaded)[0]
+    return sft.ready(cfg, loaded, limit=TEACHER_PROMPTS)[0]
 
 
 def _prefer(cfg: prefer.Prefer, loaded: Sequence[Loaded]) -> Ready[Any]:
@@ -148,14 +151,14 @@ def _prefer(cfg: prefer.Prefer, loaded: Sequence[Loaded]) -> Ready[Any]:
 
 
 def _reward(cfg: reward.Reward, loaded: Sequence[Loaded]) -> Ready[Any]:
-    training, heldout = load_split(cfg)
+    training, heldout = reward.load_data(cfg)
     return reward.ready(cfg, training, heldout)[0]
 
 
 def _rl(cfg: rl.RL, loaded: Sequence[Loaded]) -> Ready[Any]:
-    if not cfg.reward:
+    if not cfg.reward and cfg.algorithm.name != "distill":
         say("no --reward given: training will need one; the rest is checked with `finished` in its place")
-    with combine(cfg.reward or ("finished",), cfg.on_error, cfg.device) as rewards:
+    with rl.rewards_of(cfg, cfg.reward or ("finished",)) as rewards:
         return rl.ready(cfg, loaded, rewards)[0]
 
 

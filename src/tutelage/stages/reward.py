@@ -1,104 +1,135 @@
-"""`tutelage reward`: a reward model from comparisons."""
+"""`tutelage reward`: a scoring model from comparisons, or from answers judged alone."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated, Any
 
+import torch
 from pydantic import Field
 
-from tutelage.algorithms.base import Models
+from tutelage.algorithms.assessment import Classifier, Regression
+from tutelage.algorithms.outcome_value import OutcomeValue
+from tutelage.algorithms.preference_model import PreferenceModel, preference_logits
 from tutelage.algorithms.reward_model import BradleyTerry
 from tutelage.config import config
 from tutelage.console import say
+from tutelage.data.batch import distinct
 from tutelage.data.chat import Chat
 from tutelage.data.collate import comparisons
 from tutelage.data.readers import Loaded
+from tutelage.data.shapes import Kind
+from tutelage.data.two_answers import two_answers
 from tutelage.evaluation.reward_report import reward_report
-from tutelage.models.heads import ScalarModel, new_scalar_model, save_reward_model
-from tutelage.models.load import describe, load_backbone, load_tokenizer
+from tutelage.models.heads import ScalarModel, save_reward_model
 from tutelage.models.logprobs import HeadedModel
 from tutelage.records import Comparison
-from tutelage.stages.common import Training, precision
+from tutelage.rewards.terms import RewardText
+from tutelage.stages.assessment import RATED, load_rated, ready_rated, report_rated
+from tutelage.stages.common import Count, Training
 from tutelage.stages.pairs import load_split, pair_draw
+from tutelage.stages.scoring import new_scorer, reading_chat, scoring_task, start_head
 from tutelage.stages.training import Ready, finished, records_of, run_task
-from tutelage.training.loop import Task
 
-DEFAULT_EPOCHS = 2
+Algorithm = BradleyTerry | PreferenceModel | Classifier | Regression | OutcomeValue
 
 
 @config
 class Reward(Training):
-    """Train a reward model: a language model with a head that gives one number to an answer."""
+    """Train a scoring model: a language model with a head that gives one number to an answer, or compares two."""
 
-    algorithm: BradleyTerry = Field(default_factory=BradleyTerry)
-    """The likelihood of the comparisons."""
+    algorithm: Annotated[Algorithm, Field(discriminator="name")] = Field(default_factory=BradleyTerry)
+    """From comparisons: `bradley_terry` (a score for each answer), `preference_model` (P(y beats y'), which reads both and can
+    learn cycles). From answers judged alone: `classifier` (P(yes)), `regression` (the expected rating), `outcome_value` (the
+    expected final reward from any prefix)."""
+    labels: tuple[RewardText, ...] = ()
+    """For methods that learn from answers judged alone: rewards (as in `rl`) that label the answers.jsonl of `--data` here."""
+    probe: bool = True
+    """Start a Bradley-Terry head at the best linear reading of the untrained model (arXiv:2202.10054), not near 0."""
+    layers: Count | None = None
+    """Keep only the model's first so many blocks (default: all): middle layers often judge as well, in less time."""
     heldout: tuple[str, ...] = ()
-    """Comparisons to report accuracy on; default: `heldout_share` of the prompts of `--data`."""
+    """Judgments to report on; default: `heldout_share` of the prompts of `--data`."""
     heldout_share: float = Field(default=0.1, ge=0, lt=1)
     """Share of the prompts kept out of training where no `--heldout` is given (split by prompt, never by pair)."""
 
+    @property
+    def reads(self) -> Kind:
+        """What `--data` holds."""
+        if isinstance(self.algorithm, RATED):
+            return "group" if self.labels else "rating"
+        return "comparison"
 
-def ready(
-    cfg: Reward, training: Sequence[Loaded], heldout: Sequence[Comparison]
-) -> tuple[Ready[Comparison], ScalarModel]:
+    @property
+    def reads_both(self) -> bool:
+        """Whether the model reads two answers at a time."""
+        return isinstance(self.algorithm, PreferenceModel)
+
+    @property
+    def collate(self) -> Any:
+        """Comparisons -> the method's batch."""
+        return two_answers if self.reads_both else comparisons
+
+
+def load_data(cfg: Reward) -> tuple[tuple[Loaded, ...], list[Any]]:
+    """(what is trained on, what is held out) as the method reads it."""
+    return load_rated(cfg) if isinstance(cfg.algorithm, RATED) else load_split(cfg)
+
+
+def ready(cfg: Reward, training: Sequence[Loaded], heldout: Sequence[Any]) -> tuple[Ready[Any], ScalarModel]:
     """The task, with the data checked and the model loaded."""
+    if isinstance(cfg.algorithm, RATED):
+        return ready_rated(cfg, training, heldout)
     records: list[Comparison] = records_of(training)
-    tokenizer = load_tokenizer(cfg.model, ("policy",))
-    chat = Chat.of(tokenizer, cfg.chat_template, cfg.system)
-    tokenizer.chat_template = chat.template  # what is saved asks in the form it was trained in
-    checked = comparisons(records, chat, cfg.max_tokens)
+    chat = reading_chat(cfg, closed=not cfg.reads_both)
+    checked = cfg.collate(records, chat, cfg.max_tokens)
     say(f"{len(records)} comparisons to train on, {len(heldout)} held out ({dict(checked.counts)})")
-    dtype = "float32" if cfg.full else precision(cfg.dtype, cfg.device)
-    backbone = load_backbone(cfg.model, lora=cfg.adapter, dtype=dtype, device=cfg.device, seed=cfg.seed)
-    say(describe(backbone))
-    module = new_scalar_model(backbone, seed=cfg.seed)
-    if cfg.full:
-        module.requires_grad_(True)
-    draw, epoch = pair_draw(training, chat, cfg)
-    task = Task(
-        Models(reward=HeadedModel(module, cfg.optimization.tokens_per_pass)),
-        cfg.algorithm,
-        draw,
-        {"reward": module},
-        cfg.steps or max(1, round(DEFAULT_EPOCHS * epoch)),
-        cfg.peak_rate,
-        cfg.optimization,
-        cfg.seed,
-        "reward model",
-    )
+    module = new_scorer(cfg)
+    draw, epoch = pair_draw(training, chat, cfg, cfg.collate)
+    reader = HeadedModel(module, cfg.optimization.tokens_per_pass)
+    task = scoring_task(cfg, reader, draw, epoch, "reward model")
     return Ready(task, chat, records, checked), module
 
 
 def main(cfg: Reward) -> Path:
     """Run the command; returns the run folder, which holds reward_model/ and reward.json."""
-    training, heldout = load_split(cfg)
+    training, heldout = load_data(cfg)
     prepared, module = ready(cfg, training, heldout)
+    if cfg.probe and isinstance(cfg.algorithm, BradleyTerry) and not cfg.resume:
+        reader = HeadedModel(module, cfg.optimization.tokens_per_pass)
+        prompts = len({record.prompt.key for record in prepared.records})
+        seen = round(len(prepared.records) * min(1.0, prepared.task.steps * cfg.batch_size / prompts))
+        start_head(reader, prepared.collated.batch, cfg.algorithm.centering, seen, cfg.seed)
     run = run_task(cfg, "reward", prepared)
-    if heldout:
+    if heldout and isinstance(cfg.algorithm, RATED):
+        report_rated(cfg, module, prepared.chat, heldout, run)
+    elif heldout:
         model = HeadedModel(module, cfg.optimization.tokens_per_pass)
-        report = reward_report(heldout, lambda rows: _scores(model, rows, prepared.chat, cfg.max_tokens))
+        report = reward_report(heldout, lambda rows: _scores(cfg, model, rows, prepared.chat))
         (run.folder / "reward.json").write_text(json.dumps(report, indent=1))
         accuracy = report["accuracy"]
         say(
             f"held-out accuracy {accuracy['estimate']:.3f} [{accuracy['low']:.3f}, {accuracy['high']:.3f}], "
             f"longer-wins {report['longer_wins']:.3f}, shorter-wins {report['shorter_wins']:.3f}"
         )
-    save_reward_model(module, prepared.chat.tokenizer, run.folder / "reward_model")
+    marks: dict[str, Any] = {"two_answers": cfg.reads_both}
+    if isinstance(cfg.algorithm, RATED):
+        marks = {"output": cfg.algorithm.output, "every_prefix": isinstance(cfg.algorithm, OutcomeValue)}
+    save_reward_model(module, prepared.chat.tokenizer, run.folder / "reward_model", **marks)
     return finished(run, "reward_model")
 
 
-def _scores(
-    model: HeadedModel, records: Sequence[Comparison], chat: Chat, max_tokens: int
-) -> list[tuple[float, float]]:
-    """(score of chosen, score of rejected) of each comparison."""
-    import torch
-
-    from tutelage.data.batch import distinct
-
-    batch = comparisons(records, chat, max_tokens).batch
-    rows, which = distinct(batch.both())
-    with torch.no_grad():
+@torch.no_grad()
+def _scores(cfg: Reward, model: HeadedModel, records: Sequence[Comparison], chat: Chat) -> list[tuple[float, float]]:
+    """(score of chosen, score of rejected) of each comparison; of a preference model, half its logit and the other half."""
+    batch = cfg.collate(records, chat, cfg.max_tokens).batch
+    assert len(batch) == len(records), "a held-out pair was left out: its two sides are equal after the cut"
+    if cfg.reads_both:
+        half = preference_logits(model, batch) / 2
+        chosen, rejected = half, -half
+    else:
+        rows, which = distinct(batch.both())
         chosen, rejected = model.scores(rows)[which].chunk(2)
     return list(zip(chosen.tolist(), rejected.tolist(), strict=True))

@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from tutelage.algorithms.base import Models
+from tutelage.algorithms.distill import Distill
 from tutelage.algorithms.grpo import GRPO
 from tutelage.algorithms.nash_md import NashMD
 from tutelage.algorithms.ppo import PPO
@@ -28,6 +29,7 @@ from tutelage.records import Prompt
 from tutelage.rewards.combine import Combined, combine
 from tutelage.rewards.steps import score_steps
 from tutelage.stages.common import Actor, Count, Training, load_actor
+from tutelage.stages.distill import check_teacher, with_teacher
 from tutelage.stages.exam import Exam, exam_hooks, measured, verifier_of
 from tutelage.stages.mix import pretraining_mix
 from tutelage.stages.monitor import Monitor, judges_of, monitor_hooks
@@ -38,7 +40,7 @@ from tutelage.stages.training import Ready, finished, load, records_of, run_task
 from tutelage.training.loop import Task
 from tutelage.training.rollouts import RolloutSource
 
-Algorithm = Reinforce | GRPO | PPO | NashMD
+Algorithm = Reinforce | GRPO | PPO | NashMD | Distill
 DEFAULT_STEPS = 100
 
 
@@ -47,13 +49,15 @@ class RL(Training):
     """Reinforcement learning: sample answers, reward them, make the better ones likelier."""
 
     algorithm: Annotated[Algorithm, Field(discriminator="name")] = Field(default_factory=GRPO)
-    """The method; `--algorithm grpo|reinforce|rloo|ppo|nash_md|dr_grpo|dapo|gspo|cispo|self_play ...`."""
+    """The method; `--algorithm grpo|reinforce|rloo|ppo|nash_md|distill|dr_grpo|dapo|gspo|cispo|self_play ...`."""
     reward: tuple[str, ...] = ()
     """What is rewarded: a rule's name, `package.module:function`, or a reward model's folder; `NAME=0.5` gives a weight.
 
     For `nash_md` a preference model's folder, or any of these: then P(y beats y') = sigma(r - r')."""
     process_reward: tuple[str, ...] = ()
     """GRPO: the same for every step (line) of an answer, asked about the answer so far; then `reward` is only reported."""
+    teacher: str | None = None
+    """For `distill`: the model whose distributions the policy takes on in its own answers; rewards are then only reported."""
     on_error: Literal["error", "0"] = "error"
     """A reward function that raises or hangs stops the run (`error`), or scores 0 and is counted (`0`)."""
     reference: str | None = None
@@ -101,19 +105,22 @@ def ready(
     if isinstance(cfg.algorithm, NashMD):
         source = duels(cfg, cfg.algorithm, actor, source, rewards)
     task = _task(cfg, actor, critic, source)
+    if cfg.teacher is not None:
+        both = with_teacher(cfg, actor, cfg.teacher)
+        task = replace(task, models=replace(task.models, policy=both.policy, teacher=both.teacher))
     say(f"{len(records)} prompts, {cfg.batch_size} x {cfg.algorithm.group_size} answers a step, {task.steps} steps")
     return Ready(task, actor.chat, records), actor
 
 
 def main(cfg: RL) -> Path:
     """Run the command; returns the run folder, which holds policy/."""
-    if not cfg.reward:
+    if not cfg.reward and not isinstance(cfg.algorithm, Distill):
         raise ValueError(
             "no reward: give --reward NAME, package.module:function or a reward model's folder (docs/rewards.md)"
         )
     prompts = load(cfg.data, "prompt", cfg.bad_rows, NO_PROMPTS)
     with ExitStack() as stack:
-        rewards = stack.enter_context(rewards_of(cfg, cfg.reward))
+        rewards = stack.enter_context(rewards_of(cfg, cfg.reward) if cfg.reward else Combined(()))
         process = (
             stack.enter_context(combine(cfg.process_reward, cfg.on_error, cfg.device)) if cfg.process_reward else None
         )
@@ -128,6 +135,12 @@ def main(cfg: RL) -> Path:
 def check_settings(cfg: RL) -> None:
     """Raises ValueError for settings that are each right and together mean nothing."""
     method = cfg.algorithm
+    check_teacher(method, cfg.teacher)
+    if isinstance(method, Distill) and (method.level != "token" or method.on_policy not in (None, 1.0)):
+        raise ValueError(
+            f"algorithm distill in rl is token by token on the policy's own answers; got level {method.level}, on_policy "
+            f"{method.on_policy}; a mixture with the data's answers, or the teacher's answers, are `tutelage sft`'s"
+        )
     if cfg.process_reward and not isinstance(method, GRPO):
         raise ValueError(f"process_reward: rewards of steps are for grpo; got algorithm {method.name}")
     if isinstance(method, PPO) and method.kl_target is not None and method.kl_coefficient == 0:

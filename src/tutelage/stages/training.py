@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 from tutelage.console import say
 from tutelage.data.chat import Chat
@@ -15,12 +15,20 @@ from tutelage.data.shapes import Kind
 from tutelage.data.stream import Mixture, Stream
 from tutelage.evaluation.report import training_report
 from tutelage.stages.common import Training, open_run, resume_line
-from tutelage.training.loop import Hook, Task, train
+from tutelage.training.loop import Draw, Hook, Task, train
 from tutelage.training.preflight import preflight
-from tutelage.training.rollouts import RolloutSource
 from tutelage.training.run import Run
 
 T = TypeVar("T")
+
+
+@runtime_checkable
+class Inside(Protocol):
+    """A source that writes into the run folder what it samples; without one it can be examined all the same."""
+
+    def within(self, run: Run) -> Draw:
+        """The source of an opened run."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -39,8 +47,8 @@ def run_task(cfg: Training, command: str, ready: Ready[Any], hooks: tuple[Hook, 
     run = open_run(cfg, command)
     found.note(run)
     task = ready.task
-    if isinstance(task.draw, RolloutSource):
-        task = replace(task, draw=replace(task.draw, keep_samples=run.sample))
+    if isinstance(task.draw, Inside):
+        task = replace(task, draw=task.draw.within(run))
 
     def draw_report(step: int) -> Mapping[str, float]:
         training_report(run.folder)
