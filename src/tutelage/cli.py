@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from importlib import import_module
 
@@ -19,6 +20,7 @@ HELP = """usage: tutelage COMMAND [recipe.yaml] [--flags]     (tutelage COMMAND 
   rl           sample, reward, reinforce (GRPO, PPO, REINFORCE, RLOO)
 
   collect      people compare, rank, rate, criticise or write answers in the browser
+  labels       what those labels are worth; exports to train on, imports from other tools
 
   sample       a policy answers prompts
   simulate     simulated annotators rank answers by the quickstart's hidden rule
@@ -30,7 +32,7 @@ Start with: tutelage quickstart
 """
 
 
-OTHERS = ("run", "check", "report")
+OTHERS = ("run", "check", "report", "labels")
 """Commands that read their arguments themselves."""
 
 
@@ -79,6 +81,10 @@ def dispatch(command: str, args: list[str]) -> int:
             return check(args)
         if command == "report":
             return _report(args)
+        if command == "labels":
+            from tutelage.stages.labels import main as labels
+
+            return labels(args)
         result = _stage(command, args)
     except Interrupted as stopped:
         print(f"\nsaved; go on with:  {stopped.command}", file=sys.stderr)
@@ -132,6 +138,7 @@ def settle_process() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft|torch)\.")  # not the user's to mend
     if sys.platform == "linux":
         import ctypes
 
