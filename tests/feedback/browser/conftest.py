@@ -174,6 +174,7 @@ class Person:
 
     def enter(self, name: str, role: str = "admin") -> Person:
         """Come in by a link, as a fresh person at a clean browser."""
+        self.driver.get("about:blank")  # the page that was open sends nothing more
         stored = {"origin": self.server.url, "storageTypes": "cookies,local_storage"}
         self.driver.execute_cdp_cmd("Storage.clearDataForOrigin", stored)
         self.driver.get(self.server.entry(name, role))
@@ -244,14 +245,12 @@ class Person:
         logs = [entry["message"] for entry in self.driver.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")]
         return [message for message in logs if not any(each in message for each in offline)]
 
-    def requests(self) -> list[dict[str, Any]]:
-        """Every response the browser got since it was asked last: {"url", "mimeType", "encodedDataLength", ...}."""
-        found = []
-        for entry in self.driver.get_log("performance"):
-            event = json.loads(entry["message"])["message"]
-            if event["method"] == "Network.requestWillBeSent":
-                found.append(event["params"]["request"] | {"id": event["params"]["requestId"]})
-        return found
+    def traffic(self) -> tuple[list[str], int]:
+        """The addresses asked for, and the bytes received, since it was asked last."""
+        events = [json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance")]
+        sent = [e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"]
+        finished = [e["params"]["encodedDataLength"] for e in events if e["method"] == "Network.loadingFinished"]
+        return sent, int(sum(finished))
 
 
 @pytest.fixture(scope="session")
