@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import replace
+from typing import get_type_hints
 
 import pytest
 import torch
@@ -23,8 +24,10 @@ from tutelage.algorithms.preference_model import PreferenceModel
 from tutelage.algorithms.reinforce import Reinforce
 from tutelage.algorithms.reward_model import BradleyTerry
 from tutelage.algorithms.sft import SFT
+from tutelage.config import union_members
 from tutelage.data.batch import Rollouts, Sequences, sequences
 from tutelage.functional.prefixes import prefix_mask
+from tutelage.stages import prefer, reward, rl, sft
 from tutelage.training.update import accumulate
 
 ALL = 10**9
@@ -205,6 +208,13 @@ MASKED = [
     ("rollouts", PPO(bootstrap_truncated=True)),
     ("rollouts", PPO(whiten_advantages=False, value_clip=None, entropy_coefficient=0.1, kl_target=1.0)),
 ]
+
+
+def test_every_method_is_masked():
+    """Whatever a command can train with is in the list."""
+    commands = (prefer.Prefer, reward.Reward, rl.RL, sft.Sft)
+    known = {m for command in commands for m in union_members(get_type_hints(command)["algorithm"]).values()}
+    assert {type(algorithm) for _, algorithm in MASKED} == known
 
 
 @pytest.mark.parametrize(("kind", "algorithm"), MASKED, ids=lambda x: getattr(x, "name", x))

@@ -41,6 +41,17 @@ def test_negative_weights_and_settings():
     assert total[1] == pytest.approx([-1 / (1 + 1 / 50), 0])
 
 
+def test_a_threshold_makes_a_yes_or_no():
+    """Words 3 1 / 1 0: brevity .943 .980 / .980 0. Above .95 only the middle two; flags and the log stay the reward's."""
+    total, parts = combine(["brevity(above=0.95)=2"]).score(PROMPTS, GROUPS)
+    assert total == [[0, 2], [2, 0]]
+    assert parts["brevity"] == [[0, 1], [1, 0]]
+    assert combine(["finished(above=1)"]).score(PROMPTS, GROUPS)[0] == [[0, 0], [0, 0]], "equal is not above"
+    gsm8k = combine(["gsm8k(above=0.5)"]).score(PROMPTS, GROUPS)
+    assert gsm8k[0] == [[1, 0], [1, 0]]
+    assert "gsm8k_timeouts" in gsm8k[1]
+
+
 def test_groups_of_different_size_and_none():
     assert combine(["finished"]).score(PROMPTS, [[], GROUPS[0]])[0] == [[], [1, 0]]
     assert combine(["finished"]).score([], [])[0] == []
@@ -111,6 +122,7 @@ def test_a_judge_is_one_reward():
         (["brevity(half=long)"], "reward brevity: cannot take half='long'"),
         (["finished(half=2)"], "reward finished: cannot take half=2; settings (numbers above 0): none"),
         (["brevity(label=good)"], "reward brevity: `label` has no meaning for it; got 'good'"),
+        (["brevity(output=probability)"], "reward brevity: `output` has no meaning for it; got 'probability'"),
         (["gsm8k(x=1)"], "reward gsm8k: `settings` has no meaning for it"),
         (["no.mod:fn"], "reward no.mod:fn: cannot be used: importing it raised ModuleNotFoundError"),
         (["no/such/model"], "no such directory: no/such/model"),

@@ -182,6 +182,38 @@ def test_an_encoder_reads_the_answer_or_a_pair(encoder_folder):
     assert abs(logits[0][1] - pairs[0][1]) > 0.01
 
 
+def test_probabilities_of_an_encoder(encoder_folder, tmp_path):
+    """One label of two holds: softmax, they sum to 1. Labels that may all hold: the logistic function of each logit."""
+    answers = [Answer("good good"), Answer("bad !")]
+
+    def read(folder, **how):
+        return torch.tensor(RewardModelReward.load(str(folder), device="cpu", **how).score([user("x")], [answers])[0])
+
+    logits = torch.stack([read(encoder_folder, label=label) for label in ("kind", "toxic")], 1)
+    toxic, kind = (read(encoder_folder, label=label, output="probability") for label in ("toxic", "kind"))
+    assert_close(toxic, logits.softmax(1)[:, 1])
+    assert_close(toxic + kind, torch.ones(2))
+    several = BertForSequenceClassification.from_pretrained(encoder_folder)
+    several.config.problem_type = "multi_label_classification"
+    several.save_pretrained(tmp_path)
+    bert_tokenizer(model_max_length=24).save_pretrained(tmp_path)
+    assert_close(read(tmp_path, label="toxic", output="probability"), logits[:, 1].sigmoid())
+    assert combine([f"{encoder_folder}(label=toxic, output=probability, above=0.5)"], device="cpu").score(
+        [user("x")], [answers]
+    )[0] == [(toxic > 0.5).float().tolist()]
+
+
+def test_a_decoder_of_several_labels_has_no_probability(tmp_path):
+    policy, tokenizer = tiny()
+    config = policy.config
+    config.num_labels = 3
+    LlamaForSequenceClassification(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    RewardModelReward.load(str(tmp_path), label="LABEL_1", device="cpu")
+    with pytest.raises(ValueError, match="of a decoder with several labels the logit can be had, not the probability"):
+        RewardModelReward.load(str(tmp_path), label="LABEL_1", output="probability", device="cpu")
+
+
 def test_several_turns_are_named_in_a_pair(encoder_folder):
     reward = RewardModelReward.load(str(encoder_folder), label="kind", of="conversation", device="cpu")
     assert reward._texts(PROMPTS[1], Answer("x")) == ("System: Be kind.\nUser: Hi\nAssistant: Hm?\nUser: é?", "x")

@@ -16,6 +16,10 @@ FORMS = {
     "m:f(on_error=0, deadline=5, mode=fast, deep=true)=0.1": RewardTerm(
         reward="m:f", weight=0.1, on_error="0", deadline=5.0, settings={"mode": "fast", "deep": True}
     ),
+    "runs/safe(output=probability, above=0.5)=2.0": RewardTerm(
+        reward="runs/safe", weight=2.0, output="probability", above=0.5
+    ),
+    "brevity(half=20, above=-1)": RewardTerm(reward="brevity", above=-1.0, settings={"half": 20}),
     "runs/lr=0.1/reward_model": RewardTerm(reward="runs/lr=0.1/reward_model"),
     "runs/lr=0.1/reward_model=0.5": RewardTerm(reward="runs/lr=0.1/reward_model", weight=0.5),
 }
@@ -43,6 +47,8 @@ def test_a_directory_is_its_own_name_whatever_is_in_it(tmp_path, monkeypatch):
         ("m:f(deadline=0)", "deadline"),
         ("m:f(on_error=maybe)", "on_error"),
         ("m:f(of=prompt)", "of: "),
+        ("m:f(above=much)", "above must be a finite number; got 'much'"),
+        ("m:f(output=odds)", "output: "),
         ("", "expected NAME"),
     ],
 )
