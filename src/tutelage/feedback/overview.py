@@ -21,7 +21,7 @@ def when(at: float | None) -> str:
 
 def summary(c: Connection, one: RowMapping, who: int | None = None) -> dict[str, Any]:
     """A project with its counts; `mine`: what `who` judged of it."""
-    counts = dict(c.execute(slot_counts(one["id"])).all())
+    counts = slot_counts(c, one["id"])
     judged = and_(judgment_current.c.project_id == one["id"], judgment_current.c.kind == "judgment")
     people = select(func.count(judgment_current.c.annotator_id.distinct())).where(judged)
     mine = (

@@ -92,7 +92,7 @@ def _answer(text: str) -> dict[str, Any]:
 
 def own_progress(c: Connection, project_id: int, who: int) -> dict[str, Any]:
     """Judgments done and wanted in the whole project, the annotator's own, and the annotator's median time in ms."""
-    counts = dict(c.execute(slot_counts(project_id)).all())
+    counts = slot_counts(c, project_id)
     mine = and_(judgment_event.c.annotator_id == who, judgment_event.c.project_id == project_id)
     own = c.execute(
         select(func.count())
@@ -109,10 +109,11 @@ def own_progress(c: Connection, project_id: int, who: int) -> dict[str, Any]:
     return {"done": counts.get(1, 0), "total": sum(counts.values()), "mine": own, "median_ms": median}
 
 
-def slot_counts(project_id: int) -> Any:
-    """Judgments wanted, by whether they are done; check items and repeats are extra and do not count."""
+def slot_counts(c: Connection, project_id: int) -> dict[int, int]:
+    """Judgments wanted: {0: open, 1: done}; check items and repeats are extra and do not count."""
     wanted = and_(slot.c.project_id == project_id, slot.c.pool.in_(("any", "expert")))
-    return select(slot.c.done, func.count()).where(wanted).group_by(slot.c.done)
+    rows = c.execute(select(slot.c.done, func.count()).where(wanted).group_by(slot.c.done))
+    return {done: count for done, count in rows}  # noqa: C416  (rows are no pairs to a type checker)
 
 
 def media_file(c: Connection, work: RowMapping, place: str, number: int) -> tuple[Path, str] | None:

@@ -12,7 +12,7 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError, StarletteHTTPException
 from fastapi.responses import Response, StreamingResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
-from sqlalchemy import Connection, and_, or_, select, update
+from sqlalchemy import ColumnElement, Connection, and_, or_, select, update
 
 from tutelage.feedback import projects
 from tutelage.feedback.database import Database
@@ -84,7 +84,7 @@ def add_items(request: Request, who: Writer, body: Items) -> StoredItems:
 
 def withdraw(request: Request, who: Writer, body: Withdrawal) -> Withdrawn:
     """Stop handing items out, for example those of an older policy. Work in hand and judgments are kept."""
-    chosen = [item.c.client_key.in_(body.keys)]
+    chosen: list[ColumnElement[bool]] = [item.c.client_key.in_(body.keys)]
     if body.before_step is not None:
         chosen.append(item.c.policy_step < body.before_step)
     with request.app.state.db.write() as c:
