@@ -200,3 +200,10 @@ def test_bad_requests_are_named():
         compare_all(groups, words, [CLEAR, CLEAR])
     with pytest.raises(ValueError, match=r"p0.*finite"):
         compare_all(groups, lambda prompt, answer: math.nan)
+
+
+def test_the_same_answer_twice_is_no_comparison():
+    """Answers a, b, a: three pairs less the one of equal texts."""
+    answers = (Answer("a", (1,)), Answer("b", (2,)), Answer("a", (1,)))
+    found = compare_all([AnswerGroup(user("Say a letter."), answers)], lambda prompt, answer: len(answer.text), seed=0)
+    assert sorted((c.chosen.text, c.rejected.text) in {("a", "b"), ("b", "a")} for c in found) == [True, True]

@@ -105,7 +105,10 @@ class Ranking:
     annotator: str
 
     def comparisons(self) -> list[Comparison]:
-        """All K-choose-2 pairs, better one first, under one `group` id; a tie has preference 0.5."""
+        """All K-choose-2 pairs, better one first, under one `group` id; a tie has preference 0.5.
+
+        A pair of equal texts is left out: a sampler may say the same thing twice, and there is nothing to choose between.
+        """
         return [
             Comparison(
                 prompt=self.prompt,
@@ -116,6 +119,7 @@ class Ranking:
                 group=self.id,
             )
             for better, worse in combinations(self.order, 2)
+            if self.answers[better].text != self.answers[worse].text
         ]
 
 
