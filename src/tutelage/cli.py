@@ -14,8 +14,8 @@ HELP = """usage: tutelage COMMAND [recipe.yaml] [--flags]     (tutelage COMMAND 
   run          a recipe with several stages (recipes/*.yaml), resumable
   check        what a data set or recipe would train on, before anything is trained
 
-  sft          imitate demonstrations
-  reward       a reward model from comparisons
+  sft          imitate demonstrations, or a teacher (distillation)
+  reward       a scoring model from comparisons, yes/no labels or ratings
   prefer       train the policy on comparisons directly (DPO)
   rl           sample, reward, reinforce (GRPO, PPO, REINFORCE, RLOO)
 
@@ -138,7 +138,9 @@ def settle_process() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft|torch)\.")  # not the user's to mend
+    warnings.filterwarnings(
+        "ignore", category=FutureWarning, module=r"(transformers|peft|torch)\."
+    )  # not the user's to mend
     if sys.platform == "linux":
         import ctypes
 

@@ -48,7 +48,9 @@ class KTO:
         with torch.no_grad():
             ref = answer_logprobs(models.reference, batch.answers)
             # Both models read the same rows in the same layout: before the first update z0 is exactly 0
-            other = answer_logprobs(models.policy, batch.mismatched) - answer_logprobs(models.reference, batch.mismatched)
+            other = answer_logprobs(models.policy, batch.mismatched) - answer_logprobs(
+                models.reference, batch.mismatched
+            )
         weights, desirable = self.weights(batch), batch.labels > 0.5
         z0 = (weights * other).sum().clamp(min=0)
         share = torch.where(desirable, (weights * desirable).sum(), (weights * ~desirable).sum())
