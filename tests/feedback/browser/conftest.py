@@ -21,10 +21,19 @@ import pytest
 
 HERE = Path(__file__).resolve().parent
 SOURCE = HERE.parents[2] / "src"
-FLAGS = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync --disable-dev-shm-usage --force-prefers-reduced-motion --lang=en-US"
-).split()
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-dev-shm-usage",
+    "--force-prefers-reduced-motion",
+    "--lang=en-US",
+]
 ORIGIN = "policy-nobody-may-see"
 PATIENCE = 20.0
 """Seconds until something that must happen counts as missing."""
@@ -95,13 +104,18 @@ class Server:
             add_items(c, project, items)
         return project
 
-    def entry(self, name: str, role: Any = "admin") -> str:
-        """A link that lets `name` in once."""
+    def entry(self, name: str, role: Any = "admin", project: int | None = None) -> str:
+        """A link that lets `name` in once; a labeller needs a project to belong to."""
+        from sqlalchemy import insert
+
         from tutelage.feedback.people import add_person, new_entry
+        from tutelage.feedback.schema import member
 
         with self.db.write() as c:
             if name not in self.people:
                 self.people[name] = add_person(c, name, role)
+                if project is not None:
+                    c.execute(insert(member).values(project_id=project, annotator_id=self.people[name]))
             return f"{self.url}/enter/{new_entry(c, self.people[name], once=True, seconds=600)}"
 
     def responses(self, item_id: int) -> list[str]:
@@ -172,12 +186,12 @@ class Person:
     def __init__(self, driver: Any, server: Server) -> None:
         self.driver, self.server = driver, server
 
-    def enter(self, name: str, role: str = "admin") -> Person:
+    def enter(self, name: str, role: str = "admin", project: int | None = None) -> Person:
         """Come in by a link, as a fresh person at a clean browser."""
         self.driver.get("about:blank")  # the page that was open sends nothing more
         stored = {"origin": self.server.url, "storageTypes": "cookies,local_storage"}
         self.driver.execute_cdp_cmd("Storage.clearDataForOrigin", stored)
-        self.driver.get(self.server.entry(name, role))
+        self.driver.get(self.server.entry(name, role, project))
         return self
 
     def open(self, path: str) -> Person:
@@ -207,7 +221,13 @@ class Person:
         from selenium.webdriver import ActionChains, Keys
 
         names = {"Enter": Keys.ENTER, "Left": Keys.ARROW_LEFT, "Right": Keys.ARROW_RIGHT, "Up": Keys.ARROW_UP}
-        names |= {"Down": Keys.ARROW_DOWN, "Esc": Keys.ESCAPE, "Tab": Keys.TAB, "Shift": Keys.SHIFT, "Ctrl": Keys.CONTROL}
+        names |= {
+            "Down": Keys.ARROW_DOWN,
+            "Esc": Keys.ESCAPE,
+            "Tab": Keys.TAB,
+            "Shift": Keys.SHIFT,
+            "Ctrl": Keys.CONTROL,
+        }
         names |= {"Space": Keys.SPACE, "Home": Keys.HOME, "End": Keys.END}
         actions = ActionChains(self.driver, duration=0)
         for key in keys:

@@ -31,7 +31,10 @@ def look(person: Any, view: str) -> None:
     width, height, scale, scheme = VIEWS[view]
     metrics = {"width": width, "height": height, "deviceScaleFactor": scale, "mobile": False}
     person.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-    features = [{"name": "prefers-color-scheme", "value": scheme}, {"name": "prefers-reduced-motion", "value": "reduce"}]
+    features = [
+        {"name": "prefers-color-scheme", "value": scheme},
+        {"name": "prefers-reduced-motion", "value": "reduce"},
+    ]
     person.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
 
 
@@ -135,7 +138,7 @@ def test_judging(person: Any, site: dict[str, Any], axe: str, pictures: Any, tas
         look(person, view)
         person.open(f"/p/{site['projects'][task]}/judge")
         if person.find("#drawer"):
-            person.press("Esc", "g")
+            person.press("Esc", "Esc")
         person.press(*chosen.get(task, ["Esc"]))
         check(person, axe)
         pictures(person, f"{task}-{view}")

@@ -61,7 +61,9 @@ def test_double_click_and_held_enter(person: Any, server: Any, items: Any, until
     until(lambda: person.find(".answer.chosen"), "reopened")
     ActionChains(person.driver).double_click(person.find("[data-command=submit]")).perform()
     until(lambda: len(server.events(project)) == 3, "judged again")
-    assert person.find(".answer.chosen"), "the next item, whose draft is complete, was not submitted by the second click"
+    assert person.find(".answer.chosen"), (
+        "the next item, whose draft is complete, was not submitted by the second click"
+    )
     person.press("Enter", "Enter")
     until(lambda: len(server.events(project)) == 4, "judged")
     assert person.judges()
@@ -96,7 +98,7 @@ def test_offline_and_back(person: Any, server: Any, items: Any, until: Any) -> N
     person.offline(False)
     until(lambda: choices(server, project) == ["first", "second"], "both arrive, in order, once")
     until(lambda: not person.find("#banner"), "the banner goes")
-    until(lambda: person.judges(), "the third item")
+    until(person.judges, "the third item")
     person.go("1", "Enter")
     until(lambda: len(server.events(project)) == 3, "and on it goes")
     assert len({event["item_id"] for event in server.events(project)}) == 3

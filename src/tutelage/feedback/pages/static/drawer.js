@@ -38,6 +38,7 @@ export class Drawer {
   }
 
   async show({ version = null, focus = true, fresh = false } = {}) {
+    const before = document.activeElement;
     let data;
     try {
       data = await request("GET", `/api/instructions?project=${encodeURIComponent(this.project)}${version ? `&version=${version}` : ""}`);
@@ -50,7 +51,7 @@ export class Drawer {
     document.body.classList.add("with-drawer");
     this.button.setAttribute("aria-expanded", "true");
     if (!version) remember(`instructions/${this.project}`, data.version);
-    if (focus) this.element.focus();
+    if (focus && document.activeElement === before) this.element.focus(); // who has gone on writing keeps writing
   }
 
   draw(data, fresh) {
