@@ -24,9 +24,23 @@ KINDS: dict[str, Any] = {
     "reward": "comparison",
     "prefer": "comparison",
     "rl": "prompt",
+    "sample": "prompt",
     "evaluate": "prompt",
 }
-EXPECTED = {"sums", "r1", "gsm8k-grpo", "hh-reward", "hh-dpo", "polite-dpo", "sft", "blueprint", "nash"}
+EXPECTED = {
+    "sums",
+    "r1",
+    "gsm8k-grpo",
+    "hh-reward",
+    "hh-dpo",
+    "polite-dpo",
+    "sft",
+    "blueprint",
+    "nash",
+    "distill",
+    "polite-classifier",
+    "outcome-value",
+}
 
 each_recipe = pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 
@@ -65,7 +79,7 @@ def test_every_setting_is_valid(path: Path, tmp_path: Path, monkeypatch: pytest.
     recipe = read_yaml(path)
     check(recipe, path.name)
     sources = [source for entry in entries(recipe).values() for source in entry.get("data", ())]
-    assert all(source.startswith((f"{tmp_path}/", "task:sums/")) for source in sources)
+    assert all(source.startswith((f"{tmp_path}/", "task:sums/", "@")) for source in sources)
 
 
 @each_recipe
@@ -98,6 +112,8 @@ def test_the_data_can_be_read_as_each_stage_needs_it(path: Path, shared_data: Ca
     seen = 0
     for entry in entries(recipe).values():
         for source in entry.get("data", ()):
+            if source.startswith("@"):
+                continue  # an earlier stage makes it
             bad_rows = entry.get("bad_rows") or recipe.get("bad_rows", "error")
             loaded = load_records(source, KINDS[entry["command"]], bad_rows)
             assert len(loaded.records) > 0.99 * loaded.rows
@@ -137,6 +153,9 @@ def use_little_data(recipe: dict[str, Any], folder: Path) -> None:
     for name, entry in recipe["stages"].items():
         sources = []
         for number, source in enumerate(entry.get("data", ())):
+            if source.startswith("@"):
+                sources.append(source)
+                continue
             if source.startswith("task:"):
                 sources.append(re.sub(r"^(task:sums/\w+).*", r"\1(size=6)", source))
                 continue

@@ -118,6 +118,11 @@ TRAINED = {
         A_B_C + "[[d<|im_end|>]]",
         turn("user", "x") + OPEN + "[[y<|im_end|>]]",
     ],
+    "prompt_completion_score.jsonl": [
+        turn("user", "Straße?") + OPEN + "[[Ja ✓<|im_end|>]]",
+        A_B_C + "[[d<|im_end|>]]",
+        turn("user", "x") + OPEN + "[[y<|im_end|>]]",
+    ],
     "instruction_chosen_rejected.json": [
         tuple(turn("user", "Translate.\n\nGrüße") + OPEN + f"[[{said}<|im_end|>]]" for said in ("Greetings.", "Whatever.")),
         tuple(turn("user", "Say no.") + OPEN + f"[[{said}<|im_end|>]]" for said in ("I fear not.", "Nope 🙃")),
@@ -201,6 +206,8 @@ def test_what_comparisons_say_of_themselves():
 
 def test_labels_become_ratings():
     assert [r.score for r in load("prompt_completion_label.jsonl").records] == [1.0, 0.0, 0.0]
+    ratings = load("prompt_completion_score.jsonl").records
+    assert [(r.score, r.scale) for r in ratings] == [(4.0, (1.0, 5.0)), (1.5, (1.0, 5.0)), (3.0, (1.0, 5.0))]
     rating = load("rating_records.jsonl").records[0]
     assert (rating.score, rating.scale) == (4.0, (1.0, 5.0))
 

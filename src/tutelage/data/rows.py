@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -141,8 +142,22 @@ def written_comparison(row: Row) -> Comparison:
     return _comparison(_written_prompt(row), chosen, rejected, row)
 
 
-def written_rating(row: Row) -> Rating:
+def scored(row: Row) -> Rating:
+    """A rating in numbers; in a CSV file the scale is written `[1, 5]` too."""
+    prompt = fields.asked(row)
+    answer, scale = fields.said(row, "completion", prompt.messages), _scale(row)
+    score = fields.number(row, "score", None, *scale)
+    return Rating(prompt, answer, score, scale, fields.optional_text(row, "annotator"), _weight(row))
+
+
+def _scale(row: Row) -> tuple[float, float]:
+    """(lowest, highest); 0 and 1 where the row says nothing."""
     scale = row.get("scale", [0.0, 1.0])
+    if isinstance(scale, str):
+        try:
+            scale = json.loads(scale)
+        except json.JSONDecodeError:
+            scale = row["scale"]
     if not (
         isinstance(scale, list)
         and len(scale) == 2
@@ -150,10 +165,14 @@ def written_rating(row: Row) -> Rating:
         and scale[0] < scale[1]
     ):
         raise ValueError(f"key `scale`: {fields.short(scale)}; allowed: [lowest, highest]")
-    low, high = map(float, scale)
-    score = fields.number(row, "score", None, low, high)
+    return float(scale[0]), float(scale[1])
+
+
+def written_rating(row: Row) -> Rating:
+    scale = _scale(row)
+    score = fields.number(row, "score", None, *scale)
     who, answer = fields.optional_text(row, "annotator"), _written_answer(row["answer"], "answer")
-    return Rating(_written_prompt(row), answer, score, (low, high), who, _weight(row))
+    return Rating(_written_prompt(row), answer, score, scale, who, _weight(row))
 
 
 def written_group(row: Row) -> AnswerGroup:

@@ -170,6 +170,13 @@ SHAPES = (
         (*ABOUT, "annotator", "weight"),
     ),
     Shape(
+        "prompt/completion/score",
+        ("prompt", "completion", "score"),
+        "rating",
+        rows.scored,
+        (*ABOUT, "scale", "annotator", "weight"),
+    ),
+    Shape(
         "prompt/completion",
         ("prompt", "completion"),
         "demonstration",

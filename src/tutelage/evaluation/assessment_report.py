@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from scipy.stats import spearmanr
@@ -119,7 +119,7 @@ def _pearson(rows: np.ndarray) -> float:
 
 
 def _spearman(rows: np.ndarray) -> float:
-    return float(np.asarray(spearmanr(rows).statistic)) if (rows.std(0) > 0).all() else math.nan
+    return float(cast(Any, spearmanr(rows)).statistic) if (rows.std(0) > 0).all() else math.nan
 
 
 def _number(value: float) -> float | None:
