@@ -8,9 +8,9 @@ import pytest
 from sqlalchemy import delete, select, text, update
 from sqlalchemy.exc import DatabaseError
 
+from tutelage.feedback.erasure import erase
 from tutelage.feedback.judging import KeyConflictError, Measured, save_draft, submit, undo
 from tutelage.feedback.payloads import DEFAULTS, TASKS, check
-from tutelage.feedback.people import erase
 from tutelage.feedback.queue import Handed, next_task
 from tutelage.feedback.schema import audit, draft, flag, judgment_current, judgment_event, slot
 

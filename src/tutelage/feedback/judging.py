@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, RowMapping, and_, delete, exists, insert, or_, select, update
+from sqlalchemy import Connection, RowMapping, and_, bindparam, delete, exists, insert, or_, select, update
 
 from tutelage.feedback.database import lock_events
 from tutelage.feedback.payloads import DEFAULTS, check
@@ -89,13 +89,22 @@ def submit(
     return Accepted(seq, late)
 
 
+_ASKED = (
+    select(item.c.kind, item.c.options, item.c.responses, project.c.options.label("shared"))
+    .join(project, project.c.id == item.c.project_id)
+    .where(item.c.id == bindparam("item"))
+)
+_CURRENT = (
+    select(judgment_current)
+    .where(judgment_current.c.item_id == bindparam("item"), judgment_current.c.annotator_id == bindparam("annotator"))
+    .order_by(judgment_current.c.seq.desc())
+    .limit(1)
+)
+
+
 def checked(c: Connection, work: RowMapping, payload: Any) -> dict[str, Any]:
     """The payload as the task of the assignment allows it. Raises ValueError."""
-    one = c.execute(
-        select(item.c.kind, item.c.options, item.c.responses, project.c.options.label("shared"))
-        .join(project, project.c.id == item.c.project_id)
-        .where(item.c.id == work["item_id"])
-    ).one()
+    one = c.execute(_ASKED, {"item": work["item_id"]}).one()
     texts = []
     if one.kind == "critique":  # spans point into the text
         found = c.execute(select(response.c.text).where(response.c.id == one.responses[0]))
@@ -105,9 +114,7 @@ def checked(c: Connection, work: RowMapping, payload: Any) -> dict[str, Any]:
 
 def current(c: Connection, item_id: int, who: int) -> RowMapping | None:
     """What the annotator last said of an item and did not take back."""
-    mine = and_(judgment_current.c.item_id == item_id, judgment_current.c.annotator_id == who)
-    query = select(judgment_current).where(mine).order_by(judgment_current.c.seq.desc()).limit(1)
-    return c.execute(query).mappings().one_or_none()
+    return c.execute(_CURRENT, {"item": item_id, "annotator": who}).mappings().one_or_none()
 
 
 def _event(work: RowMapping, key: str, kind: str, now: float) -> dict[str, Any]:

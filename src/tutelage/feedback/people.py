@@ -6,26 +6,20 @@ import hashlib
 import secrets
 import time
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
-from sqlalchemy import Connection, RowMapping, and_, delete, func, insert, or_, select, update
+from sqlalchemy import Connection, RowMapping, and_, bindparam, delete, func, insert, or_, select, update
 
 from tutelage.feedback.projects import log
-from tutelage.feedback.queue import lock_annotator
 from tutelage.feedback.schema import (
     annotator,
     attempt,
-    draft,
     entry,
-    flag,
     invite,
-    judgment_event,
     member,
     project,
     session,
-    slot,
 )
-from tutelage.feedback.schema import assignment as assignments
 
 Role = Literal["admin", "researcher", "labeller"]
 ROLES: tuple[Role, ...] = get_args(Role)
@@ -33,8 +27,6 @@ IDLE, LONGEST = 12 * 3600.0, 14 * 86400.0
 """A session ends after this much time without a request, and at the latest after this much."""
 FAILURES, WINDOW = 20, 600.0
 """So many wrong links from one address in so many seconds, then it has to wait."""
-FREE_TEXT = ("text", "rewrite", "note", "quote", "skip")
-"""What people wrote themselves; an erasure removes it from their judgments."""
 
 
 @dataclass(frozen=True)
@@ -166,16 +158,19 @@ def new_session(c: Connection, who: int, now: float | None = None) -> str:
     return token
 
 
+_SESSION = (
+    select(session.c.csrf, session.c.seen_at, annotator)
+    .join(annotator, annotator.c.id == session.c.annotator_id)
+    .where(session.c.hash == bindparam("token"), annotator.c.status == "active")
+    .where(session.c.seen_at > bindparam("idle"), session.c.created_at > bindparam("longest"))
+)
+
+
 def who_is(c: Connection, token: str, now: float | None = None) -> tuple[Me, bool] | None:
     """The person of a session, and whether the session is due to be marked as seen."""
     now = time.time() if now is None else now
-    query = (
-        select(session.c.csrf, session.c.seen_at, annotator)
-        .join(annotator, annotator.c.id == session.c.annotator_id)
-        .where(session.c.hash == digest(token), session.c.seen_at > now - IDLE, session.c.created_at > now - LONGEST)
-        .where(annotator.c.status == "active")
-    )
-    row = c.execute(query).mappings().one_or_none()
+    given = {"token": digest(token), "idle": now - IDLE, "longest": now - LONGEST}
+    row = c.execute(_SESSION, given).mappings().one_or_none()
     if row is None:
         return None
     return Me(row["id"], row["name"], row["role"], row["csrf"], bool(row["held_out"])), now - row["seen_at"] > 60
@@ -221,35 +216,3 @@ def failed(c: Connection, address: str, now: float | None = None) -> None:
     now = time.time() if now is None else now
     c.execute(delete(attempt).where(attempt.c.at < now - WINDOW))
     c.execute(insert(attempt).values(address=address, at=now))
-
-
-def erase(c: Connection, who: int, by: int | None, now: float | None = None) -> int:
-    """Remove what identifies a person: name, links, sessions, drafts, notes and every text they wrote; returns how many
-    judgments were redacted. Choices stay under a number without a name. It is logged and cannot be taken back."""
-    now = time.time() if now is None else now
-    lock_annotator(c, who)
-    for table in (session, entry):
-        c.execute(delete(table).where(table.c.annotator_id == who))
-    mine = select(assignments.c.id).where(assignments.c.annotator_id == who)
-    c.execute(delete(draft).where(draft.c.assignment_id.in_(mine)))
-    c.execute(update(flag).where(flag.c.annotator_id == who).values(note=""))
-    c.execute(update(slot).where(slot.c.who == who, slot.c.done == 0).values(who=None, lease_until=None))
-    events = c.execute(
-        select(judgment_event.c.seq, judgment_event.c.payload).where(judgment_event.c.annotator_id == who)
-    ).all()
-    for row in events:
-        c.execute(
-            update(judgment_event)
-            .where(judgment_event.c.seq == row.seq)
-            .values(payload=redact(row.payload), redacted=1)
-        )
-    c.execute(update(annotator).where(annotator.c.id == who).values(name=f"erased {who}", status="erased"))
-    log(c, by, "erase annotator", {"annotator": who, "judgments": len(events)}, now)
-    return len(events)
-
-
-def redact(payload: Any) -> Any:
-    """A payload without what a person wrote; choices, numbers and tags stay."""
-    if isinstance(payload, dict):
-        return {k: "" if k in FREE_TEXT and isinstance(v, str) else redact(v) for k, v in payload.items()}
-    return [redact(v) for v in payload] if isinstance(payload, list) else payload

@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, RowMapping, Select, and_, exists, func, insert, or_, select, update
+from sqlalchemy import Connection, RowMapping, Select, and_, bindparam, exists, func, insert, or_, select, update
 
 from tutelage.feedback.schema import annotator, assignment, instructions, item, judgment_event, project, slot
 from tutelage.feedback.sides import falls_on, permutation
@@ -15,6 +15,46 @@ SHORTEST_LEASE, LONGEST_LEASE = 600.0, 4 * 3600.0
 """Seconds. A lease is three times the slowest tenth's time for a judgment, within these."""
 FURTHEST = 2
 """How many items beyond the present one may be held, so that the next is there at once."""
+
+# The statements of every hand-out, built once: building them anew cost more than running them.
+_PROJECT, _WHO, _NOW = bindparam("project"), bindparam("annotator"), bindparam("now")
+_OFFERED = (item.c.withdrawn == 0, or_(item.c.expires_at.is_(None), item.c.expires_at > _NOW))
+_HELD = (
+    select(assignment.c.id, assignment.c.slot_id)
+    .join(slot, and_(slot.c.id == assignment.c.slot_id, slot.c.who == assignment.c.annotator_id))
+    .join(item, item.c.id == slot.c.item_id)
+    .where(slot.c.who == _WHO, slot.c.project_id == _PROJECT, slot.c.done == 0, *_OFFERED)
+    .order_by(assignment.c.id)
+)
+_TIMES = (
+    select(judgment_event.c.active_ms)
+    .where(judgment_event.c.project_id == _PROJECT, judgment_event.c.kind == "judgment")
+    .order_by(judgment_event.c.seq.desc())
+    .limit(200)
+)
+_TURNS = select(func.count()).where(assignment.c.annotator_id == _WHO, assignment.c.project_id == _PROJECT)
+_VERSION = select(func.max(instructions.c.version)).where(instructions.c.project_id == _PROJECT)
+_OTHER = slot.alias("other")
+_OPEN = (
+    select(slot.c.id)
+    .join(item, item.c.id == slot.c.item_id)
+    .where(slot.c.project_id == _PROJECT, slot.c.pool == bindparam("in_pool"), slot.c.done == 0, *_OFFERED)
+    .where(~exists().where(_OTHER.c.item_id == slot.c.item_id, _OTHER.c.who == _WHO))
+    .where(~exists().where(judgment_event.c.item_id == slot.c.item_id, judgment_event.c.annotator_id == _WHO))
+)
+"""Slots of a pool that are not done, on items that the annotator neither holds nor has ever judged or skipped."""
+_FREE = (
+    _OPEN.where(or_(slot.c.who.is_(None), slot.c.lease_until < _NOW))
+    .order_by(slot.c.priority, slot.c.id)
+    .limit(1)
+    .with_for_update(skip_locked=True, of=slot)  # SQLite needs and knows no such clause
+)
+_TAKE = (
+    update(slot)
+    .where(slot.c.id == _FREE.scalar_subquery())
+    .values(who=_WHO, lease_until=bindparam("until"))
+    .returning(slot.c.id, slot.c.item_id)
+)
 
 
 @dataclass(frozen=True)
@@ -65,14 +105,7 @@ def lock_annotator(c: Connection, who: int) -> RowMapping:
 
 def live(c: Connection, project_id: int, who: int, now: float) -> list[Any]:
     """The assignments that the annotator holds and has not judged, oldest first; an expired lease that nobody took counts."""
-    query = (
-        select(assignment.c.id, assignment.c.slot_id)
-        .join(slot, and_(slot.c.id == assignment.c.slot_id, slot.c.who == assignment.c.annotator_id))
-        .join(item, item.c.id == slot.c.item_id)
-        .where(slot.c.who == who, slot.c.project_id == project_id, slot.c.done == 0, *_offered(now))
-        .order_by(assignment.c.id)
-    )
-    return list(c.execute(query).mappings())
+    return list(c.execute(_HELD, {"annotator": who, "project": project_id, "now": now}).mappings())
 
 
 def heartbeat(c: Connection, assignment_id: int, who: int, now: float | None = None) -> bool:
@@ -86,19 +119,9 @@ def heartbeat(c: Connection, assignment_id: int, who: int, now: float | None = N
 
 def lease_seconds(c: Connection, project_id: int) -> float:
     """Three times the 90th percentile of the last 200 judgments' active time, at least ten minutes."""
-    query = (
-        select(judgment_event.c.active_ms)
-        .where(judgment_event.c.project_id == project_id, judgment_event.c.kind == "judgment")
-        .order_by(judgment_event.c.seq.desc())
-        .limit(200)
-    )
-    times = sorted(c.execute(query).scalars())
+    times = sorted(c.execute(_TIMES, {"project": project_id}).scalars())
     p90 = times[int(0.9 * (len(times) - 1))] / 1000 if times else 0.0
     return min(max(SHORTEST_LEASE, 3 * p90), LONGEST_LEASE)
-
-
-def _offered(now: float) -> tuple[Any, ...]:
-    return item.c.withdrawn == 0, or_(item.c.expires_at.is_(None), item.c.expires_at > now)
 
 
 def _take_one(c: Connection, one: RowMapping, person: RowMapping, now: float, until: float) -> Any:
@@ -126,39 +149,25 @@ def _take_one(c: Connection, one: RowMapping, person: RowMapping, now: float, un
 
 def turns(c: Connection, project_id: int, who: int) -> int:
     """How many assignments the annotator was handed in the project."""
-    mine = and_(assignment.c.annotator_id == who, assignment.c.project_id == project_id)
-    return c.execute(select(func.count()).select_from(assignment).where(mine)).scalar_one()
+    return c.execute(_TURNS, {"project": project_id, "annotator": who}).scalar_one()
 
 
 def instructions_version(c: Connection, project_id: int) -> int:
     """The newest version of the instructions; 0 where there are none."""
-    newest = select(func.max(instructions.c.version)).where(instructions.c.project_id == project_id)
-    return c.execute(newest).scalar_one() or 0
-
-
-def open_slots(project_id: int, who: int, pool: str, now: float) -> Select[Any]:
-    """Slots of a pool that are not done, on items that the annotator neither holds nor has ever judged or skipped."""
-    other = slot.alias("other")
-    holds = exists().where(other.c.item_id == slot.c.item_id, other.c.who == who)
-    judged = exists().where(judgment_event.c.item_id == slot.c.item_id, judgment_event.c.annotator_id == who)
-    mine = (slot.c.project_id == project_id, slot.c.pool == pool, slot.c.done == 0)
-    return select(slot.c.id).join(item, item.c.id == slot.c.item_id).where(*mine, ~holds, ~judged, *_offered(now))
+    return c.execute(_VERSION, {"project": project_id}).scalar_one() or 0
 
 
 def _take(c: Connection, project_id: int, who: int, pool: str, now: float, until: float) -> tuple[int, int] | None:
     """Lease the first slot that is free or whose lease has run out; two servers never take the same one."""
-    free = or_(slot.c.who.is_(None), slot.c.lease_until < now)
-    query = open_slots(project_id, who, pool, now).where(free).order_by(slot.c.priority, slot.c.id).limit(1)
-    query = query.with_for_update(skip_locked=True, of=slot)  # SQLite needs and knows no such clause
-    leased = update(slot).where(slot.c.id == query.scalar_subquery()).values(who=who, lease_until=until)
-    row = c.execute(leased.returning(slot.c.id, slot.c.item_id)).first()
+    given = {"project": project_id, "annotator": who, "in_pool": pool, "now": now, "until": until}
+    row = c.execute(_TAKE, given).first()
     return None if row is None else (row.id, row.item_id)
 
 
 def _unseen_check(project_id: int, who: int, now: float) -> Select[Any]:
     seen = exists().where(assignment.c.item_id == item.c.id, assignment.c.annotator_id == who)
-    fits = (item.c.project_id == project_id, item.c.check_answer.is_not(None), ~seen, *_offered(now))
-    return select(item.c.id).where(*fits).order_by(item.c.priority, item.c.id).limit(1)
+    fits = (item.c.project_id == project_id, item.c.check_answer.is_not(None), ~seen, *_OFFERED)
+    return select(item.c.id).where(*fits).order_by(item.c.priority, item.c.id).limit(1).params(now=now)
 
 
 def _extra(
@@ -184,13 +193,13 @@ def _repeat(
     judged = (
         select(judgment_event.c.item_id, judgment_event.c.permutation)
         .join(item, item.c.id == judgment_event.c.item_id)
-        .where(*mine, judgment_event.c.kind == "judgment", item.c.repeat_of.is_(None), ~repeated, *_offered(now))
+        .where(*mine, judgment_event.c.kind == "judgment", item.c.repeat_of.is_(None), ~repeated, *_OFFERED)
         .where(item.c.check_answer.is_(None))
         .order_by(judgment_event.c.seq.desc())
         .limit(1)
         .offset(10)
     )
-    found = c.execute(judged).first()
+    found = c.execute(judged, {"now": now}).first()
     if found is None or len(found.permutation) < 2:
         return None, None
     old = c.execute(select(item).where(item.c.id == found.item_id)).mappings().one()
@@ -205,5 +214,6 @@ def _why_nothing(c: Connection, one: RowMapping, person: RowMapping, now: float)
     if one["options"].get("live"):
         return "wait"
     pools = ("any",) if person["role"] == "labeller" else ("any", "expert")
-    left = (c.execute(open_slots(one["id"], person["id"], pool, now).limit(1)).first() for pool in pools)
+    given = {"project": one["id"], "annotator": person["id"], "now": now}
+    left = (c.execute(_OPEN.limit(1), given | {"in_pool": pool}).first() for pool in pools)
     return "wait" if any(left) else "done"

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, RowMapping, and_, func, select
+from sqlalchemy import Connection, RowMapping, bindparam, func, select
 
 from tutelage.feedback.markdown import render
 from tutelage.feedback.payloads import DEFAULTS, EVERYWHERE
@@ -69,14 +69,16 @@ def show(
     }
 
 
+_ITEM = (
+    select(item, prompt.c.messages, project.c.options.label("shared"))
+    .join(prompt, prompt.c.id == item.c.prompt_id)
+    .join(project, project.c.id == item.c.project_id)
+    .where(item.c.id == bindparam("item"))
+)
+
+
 def _item(c: Connection, item_id: int) -> RowMapping:
-    query = (
-        select(item, prompt.c.messages, project.c.options.label("shared"))
-        .join(prompt, prompt.c.id == item.c.prompt_id)
-        .join(project, project.c.id == item.c.project_id)
-        .where(item.c.id == item_id)
-    )
-    return c.execute(query).mappings().one()
+    return c.execute(_ITEM, {"item": item_id}).mappings().one()
 
 
 def _shown(c: Connection, ids: list[int], order: list[int]) -> list[RowMapping]:
@@ -90,30 +92,38 @@ def _answer(text: str) -> dict[str, Any]:
     return {"text": text, "html": render(text)}
 
 
+_PROJECT, _WHO = bindparam("project"), bindparam("annotator")
+_OWN = select(func.count()).where(
+    judgment_current.c.annotator_id == _WHO,
+    judgment_current.c.project_id == _PROJECT,
+    judgment_current.c.kind == "judgment",
+)
+_RECENT = (
+    select(judgment_event.c.active_ms)
+    .where(judgment_event.c.annotator_id == _WHO, judgment_event.c.project_id == _PROJECT)
+    .where(judgment_event.c.kind == "judgment")
+    .order_by(judgment_event.c.seq.desc())
+    .limit(50)
+)
+_WANTED = (
+    select(slot.c.done, func.count())
+    .where(slot.c.project_id == _PROJECT, slot.c.pool.in_(("any", "expert")))
+    .group_by(slot.c.done)
+)
+
+
 def own_progress(c: Connection, project_id: int, who: int) -> dict[str, Any]:
     """Judgments done and wanted in the whole project, the annotator's own, and the annotator's median time in ms."""
-    counts = slot_counts(c, project_id)
-    mine = and_(judgment_event.c.annotator_id == who, judgment_event.c.project_id == project_id)
-    own = c.execute(
-        select(func.count())
-        .select_from(judgment_current)
-        .where(
-            judgment_current.c.annotator_id == who,
-            judgment_current.c.project_id == project_id,
-            judgment_current.c.kind == "judgment",
-        )
-    ).scalar_one()
-    recent = select(judgment_event.c.active_ms).where(mine, judgment_event.c.kind == "judgment")
-    times = sorted(c.execute(recent.order_by(judgment_event.c.seq.desc()).limit(50)).scalars())
+    counts, given = slot_counts(c, project_id), {"annotator": who, "project": project_id}
+    own = c.execute(_OWN, given).scalar_one()
+    times = sorted(c.execute(_RECENT, given).scalars())
     median = times[len(times) // 2] if times else None
     return {"done": counts.get(1, 0), "total": sum(counts.values()), "mine": own, "median_ms": median}
 
 
 def slot_counts(c: Connection, project_id: int) -> dict[int, int]:
     """Judgments wanted: {0: open, 1: done}; check items and repeats are extra and do not count."""
-    wanted = and_(slot.c.project_id == project_id, slot.c.pool.in_(("any", "expert")))
-    rows = c.execute(select(slot.c.done, func.count()).where(wanted).group_by(slot.c.done))
-    return {done: count for done, count in rows}  # noqa: C416  (rows are no pairs to a type checker)
+    return {done: count for done, count in c.execute(_WANTED, {"project": project_id})}  # noqa: C416  (typed)
 
 
 def media_file(c: Connection, work: RowMapping, place: str, number: int) -> tuple[Path, str] | None:

@@ -12,7 +12,7 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import RedirectResponse, Response
 from sqlalchemy import select, update
 
-from tutelage.feedback import overview, people, projects
+from tutelage.feedback import erasure, overview, people, projects
 from tutelage.feedback.schema import annotator, instructions
 from tutelage.feedback.schema import invite as invite_table
 from tutelage.feedback.server.render import page
@@ -128,7 +128,7 @@ def erase(request: Request, person: int) -> Response:
     if person == me.id:
         raise HTTPException(409, "You cannot erase yourself while you are signed in.")
     with db.write() as c:
-        people.erase(c, person, me.id)
+        erasure.erase(c, person, me.id)
     return RedirectResponse("/admin", 303)
 
 
