@@ -33,6 +33,8 @@ EXPECTED = {
     "gsm8k-grpo",
     "hh-reward",
     "hh-dpo",
+    "ipo",
+    "kto",
     "polite-dpo",
     "sft",
     "blueprint",
@@ -169,7 +171,7 @@ def use_little_data(recipe: dict[str, Any], folder: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["sums", "r1", "gsm8k-grpo", "polite-dpo", "sft", "blueprint", "nash"])
+@pytest.mark.parametrize("name", ["distill", "sums", "r1", "gsm8k-grpo", "polite-dpo", "sft", "blueprint", "nash"])
 def test_every_stage_hands_over_to_the_next(
     name: str, tmp_path: Path, shared_data: Callable[..., Path], tiny: tuple[Any, Any]
 ) -> None:
