@@ -61,7 +61,7 @@ def token_draw(cfg: Any, loaded: Sequence[Loaded], actor: Actor) -> tuple[Draw, 
         return demonstrations(rows, actor.chat, cfg.max_tokens, turns=cfg.turns).batch
 
     checked = demonstrations(records, actor.chat, cfg.max_tokens, turns=cfg.turns)
-    share = cfg.algorithm.on_policy or 0.0
+    share = (cfg.algorithm.on_policy or 0.0) if isinstance(cfg.algorithm, Distill) else 0.0
     if share == 0:
         return lambda step: (collate(draw_records(step)), {}), epoch, checked
     check_prompts([last_prompt(record) for record in records], actor.chat, cfg.max_tokens - cfg.max_new_tokens)
