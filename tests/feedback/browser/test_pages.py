@@ -187,6 +187,49 @@ def test_right_to_left_and_the_end(person: Any, site: dict[str, Any], axe: str, 
     pictures(person, "done-wide")
 
 
+@pytest.fixture(scope="module")
+def judged(server: Any, items: Any) -> int:
+    """A project in which three people have judged forty pairs each, two of them mostly alike."""
+    import random
+
+    from sqlalchemy import select
+
+    from tutelage.feedback import judging, queue
+    from tutelage.feedback.people import add_person
+    from tutelage.feedback.schema import assignment
+
+    project = server.project("preference", items("preference", 40), "Judged by three", overlap=3)
+    rng = random.Random(0)
+    with server.db.write() as c:
+        people = [add_person(c, name, role) for name, role in (("Ann", "researcher"), ("Bo", "admin"), ("Cy", "admin"))]
+    for who, care in zip(people, (0.95, 0.85, 0.5), strict=True):
+        for _ in range(40):
+            with server.db.write() as c:
+                handed = queue.next_task(c, project, who)
+                order = c.execute(
+                    select(assignment.c.permutation).where(assignment.c.id == handed.assignment)
+                ).scalar_one()
+                place = "first" if (order[0] == 0) == (rng.random() < care) else "second"
+                measured = judging.Measured(active_ms=rng.randrange(2000, 20000))
+                key = f"judged-{who}-{handed.assignment}"
+                judging.submit(c, handed.assignment, who, key, {"choice": place, "strength": 2}, measured=measured)
+    return project
+
+
+def test_quality(person: Any, judged: int, axe: str, pictures: Any) -> None:
+    person.enter("Grace Hopper")
+    for view in VIEWS:
+        look(person, view)
+        person.open(f"/admin/p/{judged}/quality")
+        assert "Krippendorff" in person.text("main")
+        check(person, axe)
+        pictures(person, f"quality-{view}")
+        person.open(f"/admin/p/{judged}")
+        assert "Ann" in person.text("table")
+        check(person, axe)
+        pictures(person, f"people-{view}")
+
+
 def test_weight_and_where_it_comes_from(person: Any, site: dict[str, Any], server: Any) -> None:
     """Every byte comes from this server, and there are few of them."""
     person.enter("Grace Hopper")

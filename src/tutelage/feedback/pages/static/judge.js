@@ -3,7 +3,7 @@ import { newKey, request } from "./api.js";
 import { flagDialog, helpDialog, skipDialog } from "./dialogs.js";
 import { announce, find, h } from "./dom.js";
 import { Drawer } from "./drawer.js";
-import { listen } from "./keys.js";
+import { listen, pageKeys, reachable } from "./keys.js";
 import { Outbox } from "./outbox.js";
 import { Pace } from "./pace.js";
 import { Screen } from "./screen.js";
@@ -215,30 +215,14 @@ const commands = {
   diff: () => desk.task && announce(screen.differences(), { seen: !screen.ui.diff }),
   play: () => desk.task && announce(screen.play() ?? "", { seen: false }),
   instructions: () => drawer.toggle(),
-  help: () => helpDialog([["This task", [...(screen.ui?.keys ?? [])]], ["Everywhere", pageKeys().map((each) => ({ ...each, keys: reachable(each.keys) }))]]),
+  help: () => helpDialog([["This task", [...(screen.ui?.keys ?? [])]], ["Everywhere", reachable(pageKeys(commands), screen.ui?.keys ?? [])]]),
   leave() {
     if (document.activeElement?.closest("textarea, input, [contenteditable]")) screen.stage.focus({ preventScroll: true });
     else if (drawer.open) drawer.close();
   },
 };
-const letter = (key, label, name) => ({ keys: [key, `Shift+${key}`], label, run: commands[name] });
-const pageKeys = () => [
-  { keys: ["Enter", "Ctrl+Enter"], label: "Submit", run: commands.submit },
-  letter("u", "Undo the last judgment", "undo"),
-  letter("s", "Skip, with a reason", "skip"),
-  letter("f", "Flag a problem", "flag"),
-  letter("g", "Instructions", "instructions"),
-  letter("m", "Raw text or rendered", "raw"),
-  letter("d", "Mark the differences", "diff"),
-  letter("p", "Play the videos together", "play"),
-  { keys: ["?"], label: "This list", run: commands.help },
-  { keys: ["Escape"], label: "Leave a text field; close the instructions", run: commands.leave },
-];
-/** What help shows of a command's keys: the first that the item does not use itself. */
-const reachable = (keys) => (keys[0] === "Enter" ? keys : [keys.find((key) => !(screen.ui?.keys ?? []).some((each) => each.keys.includes(key))) ?? keys[0]]);
-
 const screen = new Screen(commands, changed);
-listen(() => [...(screen.ui?.keys ?? []), ...pageKeys()]);
+listen(() => [...(screen.ui?.keys ?? []), ...pageKeys(commands)]);
 for (const name of ["instructions", "help"]) document.querySelector(`.top [data-command=${name}]`).addEventListener("click", commands[name]);
 /** A page that comes back from the browser's memory may show what was judged since. */
 addEventListener("pageshow", (event) => event.persisted && location.reload());

@@ -35,3 +35,26 @@ export function listen(bindings) {
     if (!event.repeat) found.run();
   });
 }
+
+/** The keys of the page itself. A letter that the item uses for itself still works with Shift. */
+export function pageKeys(commands) {
+  const letter = (key, label, name) => ({ keys: [key, `Shift+${key}`], label, run: commands[name] });
+  return [
+    { keys: ["Enter", "Ctrl+Enter"], label: "Submit", run: commands.submit },
+    letter("u", "Undo the last judgment", "undo"),
+    letter("s", "Skip, with a reason", "skip"),
+    letter("f", "Flag a problem", "flag"),
+    letter("g", "Instructions", "instructions"),
+    letter("m", "Raw text or rendered", "raw"),
+    letter("d", "Mark the differences", "diff"),
+    letter("p", "Play the videos together", "play"),
+    { keys: ["?"], label: "This list", run: commands.help },
+    { keys: ["Escape"], label: "Leave a text field; close the instructions", run: commands.leave },
+  ];
+}
+
+/** The same list with the keys that help should name: of a command with Shift as a second way, the first that is free. */
+export function reachable(list, own) {
+  const taken = (key) => own.some((each) => each.keys.includes(key));
+  return list.map((each) => (each.keys[1]?.startsWith("Shift+") ? { ...each, keys: [each.keys.find((key) => !taken(key)) ?? each.keys[0]] } : each));
+}
