@@ -14,7 +14,7 @@ from sqlalchemy import Connection, and_, insert, select, update
 from tutelage.feedback.database import lock_events
 from tutelage.feedback.imports import Imported
 from tutelage.feedback.items import NewItem, NewResponse
-from tutelage.feedback.payloads import DEFAULTS, check
+from tutelage.feedback.payloads import DEFAULTS, Task, check
 from tutelage.feedback.people import add_person, clean_name
 from tutelage.feedback.projects import Project, add_items, create_project, log
 from tutelage.feedback.schema import assignment, item, judgment_event, project, slot
@@ -29,7 +29,7 @@ def import_labels(c: Connection, name: str, imported: Sequence[Imported], source
 
     Raises ValueError for no judgments, for several tasks at once, a taken name and a payload that the task does not allow.
     """
-    kinds = sorted({one.kind for one in imported})
+    kinds: list[Task] = sorted({one.kind for one in imported})
     if len(kinds) != 1:
         raise ValueError(
             f"{source}: judgments of {', '.join(kinds) or 'no task'}; allowed: one task a project (--task)"

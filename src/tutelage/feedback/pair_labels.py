@@ -153,7 +153,7 @@ def _repeated(label: PairLabel, repeat: bool) -> PairLabel:
 def _pair_label(one: Judgment, i: int, j: int, said: Said) -> PairLabel:
     answers = one.item.answers
     unit, turned = pair_unit(one.item.prompt, answers[i], answers[j])
-    truth = None
+    truth: Said | None = None
     if one.item.check_answer is not None:
         known = pairs(one.item.kind, one.item.check_answer, len(answers))
         truth = next(said for a, b, said in known if (a, b) == (i, j))

@@ -91,11 +91,10 @@ def _light(one: AnnotatorQuality) -> str:
 
 
 def _reliability(quality: PairQuality, names: Named) -> dict[str, Any]:
-    rows = [
-        [names[who], cell(eta), cell(quality.accuracy.get(who)), cell(quality.model.side_bias[who])]
-        for who, eta in sorted(quality.model.reliability.items(), key=lambda pair: -pair[1].estimate)
-    ]
-    bars = [Bar(names[who], quality.model.reliability[who]) for who in quality.model.reliability]
+    eta, side = quality.model.reliability, quality.model.side_bias
+    order = sorted(quality.people, key=lambda who: -eta[who].estimate)
+    rows = [[names[who], cell(eta[who]), cell(quality.accuracy.get(who)), cell(side[who])] for who in order]
+    bars = [Bar(names[who], eta[who]) for who in order]
     text = (
         "From the labels alone. Crowd-BT eta: 1 is reliable, 1/2 a coin, less than that swapped keys. Dawid-Skene: how often the"
         " pair's true class is said. Side: log-odds for what stands first. With fewer than four labels a pair, compare"

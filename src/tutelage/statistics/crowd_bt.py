@@ -194,7 +194,7 @@ def _curvature(table: _Votes, parameters: Vector, step: float = 1e-4) -> Matrix:
 def _redraws(groups: int, draws: int, rng: np.random.Generator, scores: Matrix) -> Matrix:
     """Sum over clusters of (times drawn - 1) * score, for each draw  [draws, D]."""
     times = rng.multinomial(groups, np.full(groups, 1 / groups), size=draws)
-    return (times - 1) @ scores
+    return (times.astype(np.float64) - 1) @ scores
 
 
 def _posterior(table: _Votes, parameters: Vector) -> tuple[Vector, Matrix, Matrix, Matrix, Matrix]:
