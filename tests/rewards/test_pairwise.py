@@ -78,13 +78,16 @@ def test_a_reward_prefers_by_bradley_terry():
     assert found == [[1 / (1 + math.exp(-2.0)), 0.5]]
 
 
-def test_each_kind_of_model_is_told_from_the_other(saved, tmp_path):
+def test_each_kind_of_model_is_told_from_the_other(saved, tmp_path, monkeypatch):
     folder = saved[1]
     model, tokenizer = tiny(hidden=32)
     save_reward_model(new_scalar_model(model.model), tokenizer, tmp_path / "reward_model")
     save_policy(model, tokenizer, tmp_path / "only" / "policy")
     assert reads_two_answers(str(folder))
     assert not any(map(reads_two_answers, (str(tmp_path), str(tmp_path / "only"), "brevity", "pkg.mod:fn", "gold")))
+    monkeypatch.setattr("tutelage.rewards.pairwise.resolve_model", lambda *_: pytest.fail("a name is no model"))
+    assert not reads_two_answers("brevity"), "the hub must not be asked for a rule"
+    monkeypatch.undo()
     with pytest.raises(
         ValueError, match="is no preference model; train one: tutelage reward --algorithm preference_model"
     ):
