@@ -12,6 +12,8 @@ from tutelage.algorithms.distill import Distill
 from tutelage.algorithms.grpo import GRPO
 from tutelage.algorithms.sft import SFT
 from tutelage.data.batch import sequences
+from tutelage.data.chat import Chat
+from tutelage.data.collate import demonstrations
 from tutelage.models.load import load_policy, load_tokenizer, save_policy
 from tutelage.models.logprobs import CausalModel
 from tutelage.models.tiny import tiny
@@ -83,6 +85,17 @@ def test_token_level_brings_the_student_nearer(place):
     assert rows[0]["loss"] == pytest.approx(before, rel=1e-4), "all six demonstrations are in the step"
     assert distance("run") < before / 2
     assert rows[-1]["accuracy/teacher"] > rows[0]["accuracy/teacher"]
+
+
+def test_plain_sft_asks_no_teacher(place):
+    """The same command without a teacher: -log p of the demonstrations, as plain calls give it."""
+    folder = main(settings(algorithm=SFT(), teacher=None, out="plain", steps=1, batch_size=6))
+    chat = Chat.of(load_tokenizer("student"))
+    records = load(("demos.jsonl",), "demonstration", "error", "")[0].records
+    rows = demonstrations(records, chat, 1024).batch
+    with torch.no_grad():
+        logp = CausalModel(load_policy("student", dtype="float32")).logprobs(rows)
+    assert metrics(folder)[0]["loss"] == pytest.approx(-float(logp.sum() / rows.mask.sum()), rel=1e-4)
 
 
 def test_on_policy_share_is_sampled_from_the_student(place):
