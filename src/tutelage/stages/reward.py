@@ -98,6 +98,7 @@ def main(cfg: Reward) -> Path:
     training, heldout = load_data(cfg)
     prepared, module = ready(cfg, training, heldout)
     if cfg.probe and isinstance(cfg.algorithm, BradleyTerry) and not cfg.resume:
+        assert prepared.collated is not None
         reader = HeadedModel(module, cfg.optimization.tokens_per_pass)
         prompts = len({record.prompt.key for record in prepared.records})
         seen = round(len(prepared.records) * min(1.0, prepared.task.steps * cfg.batch_size / prompts))
