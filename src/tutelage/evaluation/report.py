@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tutelage.evaluation import figures, page
+from tutelage.evaluation.captions import METRICS, SHARES
 from tutelage.evaluation.figures import Line
 from tutelage.evaluation.page import Html, Page, number, percent
 from tutelage.evaluation.quickstart_exam import conclude
@@ -16,59 +17,6 @@ from tutelage.evaluation.quickstart_story import Story, tell
 
 Data = Mapping[str, Any]
 
-METRICS = {  # the full name, or the last part of it
-    "loss": "What the optimiser makes smaller; for policy methods its level says little, look at the reward.",
-    "reward/mean": "Mean reward of the sampled answers: what the policy is trained to raise.",
-    "reward/std": "How much the rewards of one step differ; near zero there is nothing left to compare.",
-    "reward/margin": "How far the preferred answer scores above the other.",
-    "reward/chosen": "Score of the preferred answers.",
-    "reward/rejected": "Score of the answers that lost; with DPO both may fall, the gap is what counts.",
-    "reward/equal_groups": "Share of prompts whose answers all earned the same: they teach nothing.",
-    "accuracy/comparison": "Share of comparisons that the reward model orders as the label does; a coin gets 50 %.",
-    "accuracy/implicit": "Share of pairs in which the policy raised the preferred answer more than the other.",
-    "accuracy/likely": "Share of demonstration tokens that the model gives a probability above one half.",
-    "reward/overlong": "Mean of the penalty for answers that come near the token limit, between 0 and -1.",
-    "reasoning/accuracy": "Share of right answers among those sampled for training.",
-    "maj_at_k": "Share of prompts whose most frequent final answer is right (ties by lot), K answers each.",
-    "pass_at_k": "Share of prompts with a right answer among K: what the policy can do at its best.",
-    "reflection": "Reflection words (wait, however, check ...) per thousand words.",
-    "exam/length": "Tokens an answer on held-out prompts.",
-    "exam/accuracy": "Share of right answers on held-out prompts.",
-    "policy/kl_coefficient": "Price of a nat of KL in reward; the adaptive rule raises it while the KL is above its target.",
-    "policy/kl": "KL divergence from the reference in nats an answer: how far the policy has moved from its start.",
-    "policy/kl_per_token": "The same for one token, so that long and short answers compare.",
-    "policy/entropy": "How undecided the policy is about the next token; a collapse to 0 means it says one thing only.",
-    "policy/clipped": "Share of tokens whose update was clipped; far above 20 % the steps are too large.",
-    "policy/logprob": "Mean log-probability of the sampled tokens.",
-    "policy/moved": "Mean change of a token's log-probability since it was sampled.",
-    "value/loss": "Squared error of the value model's forecasts of the reward.",
-    "value/mean": "Mean forecast of the value model.",
-    "value/explained": "Share of the variance of returns that the value model explains; 1 is perfect, below 0 is harmful.",
-    "sample/attempts": "Times that prompts whose answers all earned the same were replaced by others.",
-    "sample/replaced": "Prompts replaced that way for each prompt of the step; they were sampled and taught nothing.",
-    "sample/temperature": "Temperature of this step's answers, and of every log-prob of them.",
-    "ptx/loss": "Loss on the pretraining text that is mixed in; it should not rise.",
-    "answer/length": "Tokens an answer; a steady rise may be the reward's taste for length.",
-    "answer/finished": "Share of answers that the model ended by itself; the others were cut by the token limit.",
-    "answer/tokens_per_second": "Sampling speed.",
-    "optim/gradient_norm": "Size of the gradient before clipping; spikes mean a step that was off.",
-    "optim/learning_rate": "Step size, as its schedule sets it.",
-    "accuracy": "Share that was right.",
-    "margin": "How far the preferred answer is ahead.",
-    "fraction_of_limit": "Speed as a share of what this hardware could do.",
-}
-SHARES = {
-    "maj_at_k",
-    "pass_at_k",
-    "accuracy",
-    "comparison",
-    "implicit",
-    "likely",
-    "finished",
-    "clipped",
-    "equal_groups",
-    "fraction_of_limit",
-}
 ORDER = ("", "reward", "accuracy", "reasoning", "exam", "policy", "value", "answer", "eval", "optim", "time")
 HEADINGS = {
     "": "Loss",
