@@ -129,11 +129,11 @@ def _take_one(c: Connection, one: RowMapping, person: RowMapping, now: float, un
     turn = turns(c, one["id"], person["id"])
     taken, order = None, None
     if falls_on(one["seed"], "check", person["id"], turn, one["check_share"]):
-        taken = _extra(c, one, person["id"], "check", _unseen_check(one["id"], person["id"], now), until)
+        taken = _extra(c, one, person["id"], "check", _unseen_check(one["id"], person["id"], now), until=until)
     elif falls_on(one["seed"], "repeat", person["id"], turn, one["repeat_share"]):
         taken, order = _repeat(c, one, person["id"], now, until)
     for pool in ("any",) if person["role"] == "labeller" else ("expert", "any"):
-        taken = taken or _take(c, one["id"], person["id"], pool, now, until)
+        taken = taken or _take(c, one["id"], person["id"], pool, now=now, until=until)
     if taken is None:
         return None
     slot_id, item_id = taken
@@ -157,7 +157,7 @@ def instructions_version(c: Connection, project_id: int) -> int:
     return c.execute(_VERSION, {"project": project_id}).scalar_one() or 0
 
 
-def _take(c: Connection, project_id: int, who: int, pool: str, now: float, until: float) -> tuple[int, int] | None:
+def _take(c: Connection, project_id: int, who: int, pool: str, *, now: float, until: float) -> tuple[int, int] | None:
     """Lease the first slot that is free or whose lease has run out; two servers never take the same one."""
     given = {"project": project_id, "annotator": who, "in_pool": pool, "now": now, "until": until}
     row = c.execute(_TAKE, given).first()
@@ -171,7 +171,7 @@ def _unseen_check(project_id: int, who: int, now: float) -> Select[Any]:
 
 
 def _extra(
-    c: Connection, one: RowMapping, who: int, pool: str, item_query: Select[Any], until: float
+    c: Connection, one: RowMapping, who: int, pool: str, item_query: Select[Any], *, until: float
 ) -> tuple[int, int] | None:
     """A slot of the annotator's own, beyond the overlap: everybody may judge every check item."""
     found = c.execute(item_query).scalar_one_or_none()
@@ -206,7 +206,7 @@ def _repeat(
     row = {k: v for k, v in old.items() if k != "id"} | {"repeat_of": old["id"], "created_at": now}
     row["client_key"] = f"repeat/{old['id']}/{who}"
     made = c.execute(insert(item).values(row).returning(item.c.id)).scalar_one()
-    leased = _extra(c, one, who, "repeat", select(item.c.id).where(item.c.id == made), until)
+    leased = _extra(c, one, who, "repeat", select(item.c.id).where(item.c.id == made), until=until)
     return leased, list(reversed(found.permutation))
 
 
