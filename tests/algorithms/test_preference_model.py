@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import pytest
 import torch
 
 from tutelage.algorithms.base import Models
@@ -65,6 +66,7 @@ def test_both_orders_sum_to_one_and_an_answer_ties_with_itself():
     assert torch.sigmoid(preference_logits(model, itself)).tolist() == [0.5, 0.5, 0.5]
 
 
+@pytest.mark.slow
 def test_it_learns_a_cycle_where_bradley_terry_cannot():
     """On a cycle of sure labels the best Bradley-Terry fit is all scores equal: loss log 2, every P = 1/2."""
     model = scorer()
