@@ -13,10 +13,12 @@ from torch import Tensor
 
 from tutelage.algorithms.assessment import Classifier, Regression
 from tutelage.algorithms.base import Models
+from tutelage.algorithms.best_of_n import BestOfN
 from tutelage.algorithms.distill import Distill
 from tutelage.algorithms.grpo import GRPO
 from tutelage.algorithms.kto import KTO
 from tutelage.algorithms.nash_md import NashMD
+from tutelage.algorithms.online_dpo import OnlineDPO
 from tutelage.algorithms.outcome_value import OutcomeValue
 from tutelage.algorithms.ppo import PPO
 from tutelage.algorithms.preference import DPO, IPO
@@ -199,6 +201,8 @@ MASKED = [
     ("labelled", KTO()),
     ("rollouts", Reinforce()),
     ("rollouts", NashMD(baseline="leave_one_out")),
+    ("rollouts", BestOfN(fraction=0.5, equal_groups="share")),
+    ("rollouts", OnlineDPO()),
     ("rollouts", Reinforce(baseline="leave_one_out")),
     ("rollouts", GRPO(minibatches=2)),
     ("rollouts", GRPO(kl="k2", average="sequence")),

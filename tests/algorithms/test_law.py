@@ -12,10 +12,12 @@ import torch
 from torch import Tensor
 
 from tutelage.algorithms.assessment import Classifier, Regression
+from tutelage.algorithms.best_of_n import BestOfN
 from tutelage.algorithms.distill import Distill
 from tutelage.algorithms.grpo import GRPO
 from tutelage.algorithms.kto import KTO
 from tutelage.algorithms.nash_md import NashMD
+from tutelage.algorithms.online_dpo import OnlineDPO
 from tutelage.algorithms.outcome_value import OutcomeValue
 from tutelage.algorithms.policy_gradient import RunningMean
 from tutelage.algorithms.ppo import PPO
@@ -68,6 +70,11 @@ METHODS: dict[str, tuple[str, Any]] = {
     "reinforce by steps": ("steps", Reinforce(baseline="leave_one_out", kl="k2")),
     "nash_md": ("rollouts", NashMD()),
     "nash_md leave_one_out": ("rollouts", NashMD(baseline="leave_one_out", kl_coefficient=0.3, pool_every=2)),
+    "best_of_n": ("rollouts", BestOfN()),
+    "best_of_n half sequence": ("sampled", BestOfN(fraction=0.5, equal_groups="share", average="sequence")),
+    "best_of_n sum": ("rollouts", BestOfN(fraction=0.3, average="sum")),
+    "online_dpo": ("rollouts", OnlineDPO(beta=0.5)),
+    "online_dpo at temperatures": ("sampled", OnlineDPO(beta=0.5, label_smoothing=0.1)),
     "grpo": ("rollouts", GRPO()),
     "grpo sequence k3": ("rollouts", GRPO(average="sequence", kl="k3", kl_coefficient=0.3)),
     "dr_grpo k2": ("rollouts", GRPO(advantage="center", average="constant", max_length=10, kl="k2", clip_high=0.28)),
@@ -94,6 +101,8 @@ MERGED = (
     "bradley_terry",
     "preference_model",
     "nash_md",
+    "best_of_n",
+    "online_dpo",
     "dpo",
     "ipo",
     "kto",
@@ -125,7 +134,8 @@ def take_step(
     prepared, _, measured = algorithm.prepare(models, batch, state)
     prepared = edit(prepared)
     gradients, metrics = [], []
-    for rows in assignment:
+    # A method may make rows of its own (pairs) out of the batch's: one optimiser step takes all of them
+    for rows in assignment if len(assignment) > 1 else [torch.arange(len(prepared))]:
         for parameter in nets.parameters.values():
             parameter.grad = None
         loss, averages = accumulate(algorithm, models, prepared[rows], tokens)

@@ -164,19 +164,26 @@ def sequences(
 
 
 def concat(first: Sequences, second: Sequences) -> Sequences:
-    """Rows of `first`, then of `second`, padded to a common width; both must share their `prompts`."""
+    """Rows of `first`, then of `second`, padded to a common width; both must share their `prompts`.
+
+    What else each row carries (`Sampled`: its temperature) goes along.
+    """
+    assert type(first) is type(second), (type(first), type(second))
     assert first.prompts is second.prompts or first.prompts == second.prompts, "the two sides must share their prompts"
     width = max(first.tokens.shape[1], second.tokens.shape[1])
 
     def wide(x: Tensor) -> Tensor:
         return torch.nn.functional.pad(x, (0, width - x.shape[1]))
 
-    return Sequences(
-        torch.cat([wide(first.tokens), wide(second.tokens)]),
-        torch.cat([wide(first.mask), wide(second.mask)]),
-        torch.cat([first.lengths, second.lengths]),
-        torch.cat([first.prompt_of, second.prompt_of]),
-        first.prompts,
+    own = {f.name: getattr(first, f.name) for f in fields(first)}
+    of_rows = {n: (*value, *getattr(second, n)) for n, value in own.items() if isinstance(value, tuple)}
+    return replace(
+        first,
+        tokens=torch.cat([wide(first.tokens), wide(second.tokens)]),
+        mask=torch.cat([wide(first.mask), wide(second.mask)]),
+        lengths=torch.cat([first.lengths, second.lengths]),
+        prompt_of=torch.cat([first.prompt_of, second.prompt_of]),
+        **of_rows,
     )
 
 

@@ -13,9 +13,11 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from tutelage.algorithms.base import Models
+from tutelage.algorithms.best_of_n import BestOfN
 from tutelage.algorithms.distill import Distill
 from tutelage.algorithms.grpo import GRPO
 from tutelage.algorithms.nash_md import NashMD
+from tutelage.algorithms.online_dpo import OnlineDPO
 from tutelage.algorithms.ppo import PPO
 from tutelage.algorithms.reinforce import Reinforce
 from tutelage.config import config
@@ -40,7 +42,7 @@ from tutelage.stages.training import Ready, finished, load, records_of, run_task
 from tutelage.training.loop import Task
 from tutelage.training.rollouts import RolloutSource
 
-Algorithm = Reinforce | GRPO | PPO | NashMD | Distill
+Algorithm = Reinforce | GRPO | PPO | NashMD | BestOfN | OnlineDPO | Distill
 DEFAULT_STEPS = 100
 
 
@@ -49,7 +51,7 @@ class RL(Training):
     """Reinforcement learning: sample answers, reward them, make the better ones likelier."""
 
     algorithm: Annotated[Algorithm, Field(discriminator="name")] = Field(default_factory=GRPO)
-    """The method; `--algorithm grpo|reinforce|rloo|ppo|nash_md|distill|dr_grpo|dapo|gspo|cispo|self_play ...`."""
+    """The method; `--algorithm grpo|reinforce|rloo|ppo|nash_md|best_of_n|online_dpo|distill|dr_grpo|dapo|gspo|cispo ...`."""
     reward: tuple[str, ...] = ()
     """What is rewarded: a rule's name, `package.module:function`, or a reward model's folder; `NAME=0.5` gives a weight.
 

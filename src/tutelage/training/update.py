@@ -45,18 +45,23 @@ def accumulate(
 ) -> tuple[float, Averages]:
     """Gradients of one optimiser step, times `scale`, added into `.grad`; returns the loss (unscaled) and its metrics.
 
-    Raises ValueError where nothing is trained on (every label masked), instead of a run that learns nothing with loss 0.
+    Rows that count for nothing cost nothing. Raises ValueError where nothing is trained on (every label masked), instead of
+    a run that learns nothing with loss 0, unless the method says that it `may_rest`: then there is no gradient.
     """
     weights = algorithm.weights(batch)
-    if not bool((weights != 0).any()):
+    alive = (weights != 0) if weights.ndim == 1 else (weights != 0).any(1)
+    if not bool(alive.any()):
+        if getattr(algorithm, "may_rest", False):
+            return 0.0, Averages()
         raise ValueError(
             "no token of this batch is trained on: every label is masked or cut; see `tutelage check` for the data's rows"
         )
+    if not bool(alive.all()):
+        kept = alive.nonzero()[:, 0]
+        batch, weights = batch[kept], weights[kept]
     loss, averages = 0.0, Averages()
     for rows in micro_batches(batch, tokens):
         part = weights[rows.to(weights.device)]
-        if not bool((part != 0).any()):
-            continue  # rows that count for nothing cost nothing
         losses, metrics = algorithm.losses(models, batch[rows])
         value = weighted_sum(losses, part)
         (value if scale == 1 else scale * value).backward()
