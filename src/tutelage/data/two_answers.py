@@ -120,8 +120,8 @@ def two_answers(records: Sequence[Comparison], chat: Chat, max_tokens: int) -> C
     kept: list[tuple[Comparison, Trained, Trained]] = []
     for record in records:
         prompt = chat.prompt_tokens(record.prompt)
-        sides = [_tokens(record, answer, chat) for answer in (record.chosen, record.rejected)]
-        forward, backward, cut = frame.rows(prompt, *sides, max_tokens)
+        chosen, rejected = (_tokens(record, answer, chat) for answer in (record.chosen, record.rejected))
+        forward, backward, cut = frame.rows(prompt, chosen, rejected, max_tokens)
         same = forward == backward
         fates["same_after_cut" if same else "truncated" if cut else "kept"] += 1
         if not same:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from statistics import median
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from scipy.stats import binomtest, spearmanr
@@ -196,4 +196,5 @@ def _speed(compared: Sequence[tuple[float, PairLabel]]) -> float | None:
     agreed, seconds = [a for a, _ in compared], [label.seconds for _, label in compared]
     if len(set(agreed)) < 2 or len(set(seconds)) < 2:
         return None
-    return float(spearmanr(seconds, agreed).statistic)
+    rho: Any = spearmanr(seconds, agreed)
+    return float(rho.statistic)

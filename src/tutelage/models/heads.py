@@ -135,7 +135,9 @@ class Classifier:
     @property
     def one_of_several(self) -> bool:
         """Whether exactly one of the labels holds, so that their probabilities sum to 1; otherwise each is a yes or no."""
-        return self.model.config.num_labels > 1 and self.model.config.problem_type != "multi_label_classification"
+        return (
+            len(self.model.config.id2label or ()) > 1 and self.model.config.problem_type != "multi_label_classification"
+        )
 
 
 def load_classifier(

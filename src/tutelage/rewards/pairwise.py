@@ -82,8 +82,8 @@ class TwoAnswerModel:
         prompt_of, forward, backward = [], [], []
         for prompt, one, other in triples:
             ids = self.chat.prompt_tokens(prompt)
-            sides = [answer_ids(self.chat, prompt, answer) for answer in (one, other)]
-            here, there, _ = self.frame.rows(ids, *sides, self.longest)
+            first, second = (answer_ids(self.chat, prompt, answer) for answer in (one, other))
+            here, there, _ = self.frame.rows(ids, first, second, self.longest)
             prompt_of.append(index.setdefault(tuple(ids), len(index)))
             forward.append(here.tokens)
             backward.append(there.tokens)
@@ -98,7 +98,7 @@ class TwoAnswerModel:
 class ScoredPreference:
     """P = sigma(r(x, y) - r(x, y')): what a reward says of two answers under the Bradley-Terry model. It knows no cycles."""
 
-    reward: Callable[[Sequence[Prompt], Groups], Grid]
+    reward: Callable[[Any, Any], Grid]
     """Scores [P][G], such as `combine.Combined`."""
 
     def probability(self, prompts: Sequence[Prompt], first: Groups, second: Groups) -> Grid:

@@ -65,7 +65,7 @@ def check(command: str, cfg: Any) -> int:
     """Check one command's settings; returns 1 where a finding fails."""
     known = _known(command)
     stage(f"Check: tutelage {command}", "Nothing is trained and nothing is written.")
-    kind = getattr(cfg, "reads", known.kind)
+    kind: Any = getattr(cfg, "reads", known.kind)
     loaded = load_sources(cfg.data, kind, cfg.bad_rows)
     describe(loaded)
     if getattr(cfg, "heldout", ()):

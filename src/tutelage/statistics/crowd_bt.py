@@ -180,7 +180,7 @@ def _scores(table: _Votes, parameters: Vector) -> Matrix:
     places = [table.annotator, table.people + table.annotator, np.full(len(share), width - 1)]
     where = np.concatenate([cluster * width + place for place in places])
     sums = np.bincount(where, np.concatenate([by_eta, by_bias, by_spread]), len(table.clusters) * width)
-    return sums.reshape(len(table.clusters), width)
+    return sums.astype(np.float64, copy=False).reshape(len(table.clusters), width)
 
 
 def _curvature(table: _Votes, parameters: Vector, step: float = 1e-4) -> Matrix:
