@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from tutelage.evaluation.reasoning import final_answers, majority_accuracy, reasoning_metrics, reflection_rate
+from tutelage.evaluation.reasoning import majority_accuracy, reasoning_metrics, reflection_rate
 from tutelage.records import Answer
+from tutelage.rewards.votes import final_answers
 
 
 def said(*texts: str) -> list[Answer]:

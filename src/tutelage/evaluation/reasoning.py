@@ -7,13 +7,12 @@ from collections import Counter
 from collections.abc import Sequence
 
 from tutelage.records import Answer
-from tutelage.rewards.maths import final_answer, number
+from tutelage.rewards.votes import final_answers
 from tutelage.statistics.best_of_n import pass_at_k
 
 REFLECTION = ("wait", "mistake", "however", "but", "retry", "error", "verify", "wrong", "evaluate", "check")
 """The words that DeepSeek-R1 counts (arXiv:2501.12948, "Self-evolution of DeepSeek-R1-Zero")."""
 _WORD = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)?")
-_TAG = re.compile(r".*<answer>(.*?)</answer>", re.DOTALL)
 
 
 def reasoning_metrics(groups: Sequence[Sequence[Answer]], correct: Sequence[Sequence[bool]]) -> dict[str, float]:
@@ -49,24 +48,7 @@ def majority_accuracy(finals: Sequence[str | None], correct: Sequence[bool]) -> 
     return len(winners & right) / len(winners)
 
 
-def final_answers(answers: Sequence[Answer]) -> list[str | None]:
-    """What each answer ends with: inside its last `<answer>` tag, else by the rules of `final_answer`; numbers by value."""
-    return [_canonical(_said(answer.text)) for answer in answers]
-
-
 def reflection_rate(texts: Sequence[str]) -> float:
     """Reflection words per thousand words of all texts together."""
     words = [word.lower() for text in texts for word in _WORD.findall(text)]
     return 1000 * sum(word in REFLECTION for word in words) / max(len(words), 1)
-
-
-def _said(text: str) -> str | None:
-    tagged = _TAG.match(text)
-    return tagged[1] if tagged else final_answer(text)
-
-
-def _canonical(said: str | None) -> str | None:
-    if said is None or not said.strip():
-        return None
-    found = number(said)
-    return " ".join(said.split()) if found is None else f"{found.value}{'%' if found.percent else ''}"

@@ -7,6 +7,7 @@ import re
 from tutelage.records import Answer, Prompt
 from tutelage.rewards.base import Reward, known_solution
 from tutelage.rewards.maths import final_answer, gsm8k, same_number
+from tutelage.rewards.votes import majority
 
 _THINK_ANSWER = re.compile(r"\s*<think>(?P<think>.*?)</think>\s*<answer>(?P<answer>.*?)</answer>\s*", re.DOTALL)
 _TAG = re.compile(r"</?(?:think|answer)>")
@@ -95,5 +96,6 @@ REWARDS: dict[str, Reward] = {
     "answer_tag_match": answer_tag_match,
     "sums": sums,
     "gsm8k": gsm8k,
+    "majority": majority,
 }
 NEED_SOLUTION = frozenset({"answer_tag_match", "sums", "gsm8k"})
