@@ -255,7 +255,7 @@ def test_a_shape_that_cannot_serve_says_what_is_needed(write):
 
 def test_unknown_settings(write):
     assert error(write(jsonl(GOOD)), kind="pairs") == (
-        "kind: 'pairs'; allowed: None, prompt, demonstration, comparison, rating, document, group"
+        "kind: 'pairs'; allowed: None, prompt, demonstration, comparison, rating, document, group, critique"
     )
     assert error(write(jsonl(GOOD)), bad_rows="ignore") == "bad_rows: 'ignore'; allowed: error, skip"
 

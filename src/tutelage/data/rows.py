@@ -14,6 +14,7 @@ from tutelage.records import (
     Answer,
     AnswerGroup,
     Comparison,
+    Critique,
     Demonstration,
     Message,
     Messages,
@@ -62,6 +63,14 @@ def labelled(row: Row) -> Rating:
 
 def _weight(row: Row) -> float:
     return fields.number(row, "weight", 1.0, 0.0)
+
+
+def critique(row: Row) -> Critique:
+    """What somebody says of a response, and the response as they would have it where they wrote one."""
+    prompt = fields.asked(row)
+    response = fields.said(row, "response", prompt.messages)
+    rewrite = fields.said(row, "rewrite", prompt.messages) if row.get("rewrite") not in (None, "", []) else None
+    return Critique(prompt, response, text(row, "critique"), rewrite, fields.optional_text(row, "annotator"))
 
 
 def pair(row: Row) -> Comparison:
@@ -173,6 +182,13 @@ def written_rating(row: Row) -> Rating:
     score = fields.number(row, "score", None, *scale)
     who, answer = fields.optional_text(row, "annotator"), _written_answer(row["answer"], "answer")
     return Rating(_written_prompt(row), answer, score, scale, who, _weight(row))
+
+
+def written_critique(row: Row) -> Critique:
+    """As `records.to_json` writes it: it may have no words where the rewritten answer says all."""
+    rewritten = None if row.get("rewritten") is None else _written_answer(row["rewritten"], "rewritten")
+    said, who = fields.optional_text(row, "critique"), fields.optional_text(row, "annotator")
+    return Critique(_written_prompt(row), _written_answer(row["answer"], "answer"), said, rewritten, who)
 
 
 def written_group(row: Row) -> AnswerGroup:

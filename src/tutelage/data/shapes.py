@@ -9,10 +9,10 @@ from typing import Any, Literal
 from tutelage.data import fields, rows
 from tutelage.data.dialogues import is_dialogue_string, sharegpt
 from tutelage.data.fields import Row, text
-from tutelage.records import AnswerGroup, Comparison, Demonstration, Document, Message, Prompt, Rating
+from tutelage.records import AnswerGroup, Comparison, Critique, Demonstration, Document, Message, Prompt, Rating
 
-Kind = Literal["prompt", "demonstration", "comparison", "rating", "document", "group"]
-Loadable = Prompt | Demonstration | Comparison | Rating | Document | AnswerGroup
+Kind = Literal["prompt", "demonstration", "comparison", "rating", "document", "group", "critique"]
+Loadable = Prompt | Demonstration | Comparison | Rating | Document | AnswerGroup | Critique
 Read = Callable[[Row], Loadable]
 
 
@@ -76,6 +76,21 @@ def _both_rated(record: Any) -> list[Loadable]:
     return [Rating(record.prompt, a, s, **about) for a, s in zip(sides, (1.0, 0.0), strict=True)]
 
 
+def _rewritten(record: Any) -> list[Loadable]:
+    """The rewritten answer as a demonstration; a critique without one shows none."""
+    if record.rewritten is None:
+        return []
+    messages = (*record.prompt.messages, Message("assistant", record.rewritten.text))
+    return [Demonstration(messages, record.prompt.id, record.prompt.category)]
+
+
+def _improved(record: Any) -> list[Loadable]:
+    """The rewritten answer over the original; none where it was left as it is."""
+    if record.rewritten is None or record.rewritten.text == record.answer.text:
+        return []
+    return [Comparison(record.prompt, record.rewritten, record.answer, annotator=record.annotator)]
+
+
 CONVERSIONS: dict[tuple[Kind, Kind], Callable[[Any], list[Loadable]]] = {
     ("comparison", "prompt"): _to_prompt,
     ("rating", "prompt"): _to_prompt,
@@ -83,6 +98,9 @@ CONVERSIONS: dict[tuple[Kind, Kind], Callable[[Any], list[Loadable]]] = {
     ("demonstration", "prompt"): _without_answer,
     ("comparison", "demonstration"): _preferred,
     ("comparison", "rating"): _both_rated,
+    ("critique", "prompt"): _to_prompt,
+    ("critique", "demonstration"): _rewritten,
+    ("critique", "comparison"): _improved,
 }
 
 
@@ -125,6 +143,21 @@ SHAPES = (
         rows.written_rating,
         ("scale", "annotator", "weight"),
         fits=lambda r: _are(r, prompt=dict),
+    ),
+    Shape(
+        "critique record",
+        ("prompt", "answer"),
+        "critique",
+        rows.written_critique,
+        ("critique", "rewritten", "annotator"),
+        fits=lambda r: _are(r, prompt=dict) and ("critique" in r or "rewritten" in r),
+    ),
+    Shape(
+        "prompt/response/critique",
+        ("prompt", "response", "critique"),
+        "critique",
+        rows.critique,
+        ("rewrite", "annotator", "solution", *ABOUT),
     ),
     Shape(
         "instruction/chosen/rejected",
