@@ -1,0 +1,114 @@
+"""The rows of the learning table -> verdicts with paired intervals, one table (JSON and Markdown), curves with bands."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tutelage.statistics import Interval, paired_difference
+
+HEAD = """# Learning table
+
+Start, end and control are the mean held-out score over seeds; a difference has its paired 95 % interval, seeds being the
+independent units. A row *learns* where both intervals lie above 0. docs/learning.md says what is measured.
+
+| row | command | start | end | permuted | end - start | end - permuted | learns | core-seconds |
+|---|---|---|---|---|---|---|---|---|
+"""
+
+
+def write_report(results: Path, known: Sequence[str]) -> list[dict[str, Any]]:
+    """table.json, table.md and curves.png of the rows in `results`, in the order of `known`."""
+    rows = [json.loads(path.read_text()) for name in known if (path := results / f"{name}.json").is_file()]
+    table = [verdict(row) for row in rows]
+    if not table:
+        return []
+    missing = [name for name in known if name not in {row["row"] for row in table}]
+    (results / "table.json").write_text(json.dumps({"rows": table, "not_run": missing}, indent=1) + "\n")
+    lines = [_line(entry) for entry in table]
+    left = f"\nNot run yet: {', '.join(missing)}.\n" if missing else ""
+    commits = ", ".join(sorted({entry["commit"] for entry in table}))
+    (results / "table.md").write_text(
+        HEAD + "\n".join(lines) + f"\n{left}\nCommand: `make learn`; commit: {commits}.\n"
+    )
+    draw(rows, results / "curves.png")
+    return table
+
+
+def verdict(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What a row's curves say. Items of a seed share its training run, so seeds are the clusters of the intervals."""
+    start, end, control, clusters = [], [], [], []
+    for seed, curves in row["seeds"].items():
+        start += curves["trained"][0][1]
+        end += curves["trained"][-1][1]
+        control += curves["permuted"][-1][1]
+        clusters += [seed] * len(curves["trained"][0][1])
+    gain, above = paired_difference(end, start, clusters), paired_difference(end, control, clusters)
+    return {
+        "row": row["row"],
+        "command": row["settings"]["command"],
+        "reproduce": row["command"],
+        "commit": row["commit"],
+        "seeds": len(row["seeds"]),
+        "start": float(np.mean(start)),
+        "end": float(np.mean(end)),
+        "permuted": float(np.mean(control)),
+        "gain": _plain(gain),
+        "above_permuted": _plain(above),
+        "learns": bool(len(row["seeds"]) >= 3 and gain.low > 0 and above.low > 0),
+        "core_seconds": round(sum(curves["seconds"] for curves in row["seeds"].values()), 1),
+    }
+
+
+def _plain(interval: Interval) -> list[float]:
+    """[estimate, low, high]; a bound that a single seed leaves open is None."""
+    values = (interval.estimate, interval.low, interval.high)
+    return [round(v, 4) if np.isfinite(v) else None for v in values]  # type: ignore[misc]
+
+
+def _line(entry: Mapping[str, Any]) -> str:
+    def shown(difference: Sequence[float | None]) -> str:
+        middle, low, high = ("open" if v is None else f"{v:+.2f}" for v in difference)
+        return f"{middle} [{low}, {high}]"
+
+    cells = [
+        entry["row"], f"`{entry['command']}`", f"{entry['start']:.2f}", f"{entry['end']:.2f}", f"{entry['permuted']:.2f}",
+        shown(entry["gain"]), shown(entry["above_permuted"]),
+        ("yes" if entry["learns"] else "no") + (f" ({entry['seeds']} seeds)" if entry["seeds"] < 3 else ""),
+        f"{entry['core_seconds']:.0f}",
+    ]  # fmt: skip
+    return f"| {' | '.join(cells)} |"
+
+
+def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """One small panel a row: the mean over seeds and the band from the worst seed to the best."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    columns = min(5, len(rows))
+    figure = Figure(figsize=(2.4 * columns, 1.8 * -(-len(rows) // columns)), layout="constrained")
+    FigureCanvasAgg(figure)
+    for place, row in enumerate(rows):
+        axes = figure.add_subplot(-(-len(rows) // columns), columns, place + 1)
+        for kind, colour in (("trained", "tab:blue"), ("permuted", "tab:orange")):
+            steps, means = _means(row, kind)
+            axes.plot(steps, means.mean(0), color=colour, label=kind)
+            axes.fill_between(steps, means.min(0), means.max(0), color=colour, alpha=0.25, linewidth=0)
+        axes.set_title(row["row"], fontsize=8)
+        axes.set_ylim(0, 1)
+        axes.tick_params(labelsize=6)
+        if place == 0:
+            axes.legend(fontsize=6, frameon=False)
+    figure.supxlabel("steps", fontsize=8)
+    figure.supylabel("held-out score", fontsize=8)
+    figure.savefig(path, dpi=90)
+
+
+def _means(row: Mapping[str, Any], kind: str) -> tuple[list[int], np.ndarray]:
+    """Steps, and each seed's mean score at them [S, points]."""
+    curves = [curves[kind] for curves in row["seeds"].values()]
+    return [step for step, _ in curves[0]], np.array([[np.mean(scores) for _, scores in curve] for curve in curves])

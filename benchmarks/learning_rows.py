@@ -1,0 +1,62 @@
+"""The rows of the learning table: every method of `tutelage rl`, `prefer`, `sft` and `reward`, with its named settings."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from learning_tasks import Row
+from learning_world import MAX_NEW_TOKENS
+
+from tutelage.algorithms.assessment import Classifier, Regression
+from tutelage.algorithms.best_of_n import BestOfN
+from tutelage.algorithms.distill import Distill
+from tutelage.algorithms.grpo import GRPO
+from tutelage.algorithms.kto import KTO
+from tutelage.algorithms.nash_md import NashMD
+from tutelage.algorithms.online_dpo import OnlineDPO
+from tutelage.algorithms.outcome_value import OutcomeValue
+from tutelage.algorithms.ppo import PPO
+from tutelage.algorithms.preference import DPO, IPO
+from tutelage.algorithms.preference_model import PreferenceModel
+from tutelage.algorithms.reinforce import Reinforce
+from tutelage.algorithms.reward_model import BradleyTerry
+from tutelage.algorithms.sft import SFT
+
+PLAIN = Reinforce(group_size=8)
+GROUP = GRPO(group_size=8, max_length=MAX_NEW_TOKENS)
+DUEL = NashMD(group_size=4)
+"""Four answers and the rival's four: as many as the others sample."""
+
+ROWS: tuple[Row, ...] = (
+    Row("reinforce", "rl", PLAIN),
+    Row("reinforce_no_baseline", "rl", replace(PLAIN, baseline="none")),
+    Row("reinforce_group_mean", "rl", replace(PLAIN, baseline="group_mean")),
+    Row("reinforce_value", "rl", replace(PLAIN, baseline="value")),
+    Row("reinforce_bandit", "rl", replace(PLAIN, credit="answer")),
+    Row("rloo", "rl", replace(PLAIN, **Reinforce.presets["rloo"])),  # type: ignore[arg-type]
+    Row("ppo", "rl", PPO(group_size=8)),
+    Row("ppo_shared_trunk", "rl", PPO(group_size=8), shared_trunk=True),
+    Row("grpo", "rl", GROUP),
+    Row("dr_grpo", "rl", replace(GROUP, **GRPO.presets["dr_grpo"])),  # type: ignore[arg-type]
+    # Half the steps: an attempt may sample every prompt's answers a second time
+    Row("dapo", "rl", replace(GROUP, **{**GRPO.presets["dapo"], "attempts": 1}), steps=0.5),  # type: ignore[arg-type]
+    Row("gspo", "rl", replace(GROUP, **GRPO.presets["gspo"])),  # type: ignore[arg-type]
+    Row("cispo", "rl", replace(GROUP, **GRPO.presets["cispo"]), rate=5e-4),  # type: ignore[arg-type]
+    Row("nash_md", "rl", DUEL),
+    Row("nash_self_play", "rl", replace(DUEL, **NashMD.presets["self_play"])),  # type: ignore[arg-type]
+    Row("nash_past_policies", "rl", replace(DUEL, **NashMD.presets["past_policies"])),  # type: ignore[arg-type]
+    Row("best_of_n", "rl", BestOfN(group_size=8)),
+    Row("online_dpo", "rl", OnlineDPO(group_size=8)),
+    Row("distill_on_policy", "rl", Distill(divergence="reverse_kl", group_size=8)),
+    Row("dpo", "prefer", DPO(), rate=1e-4),
+    Row("ipo", "prefer", IPO(), rate=1e-4),
+    Row("kto", "prefer", KTO(), rate=1e-4),
+    Row("sft", "sft", SFT()),
+    Row("distill_token", "sft", Distill()),
+    Row("distill_sequence", "sft", Distill(level="sequence")),
+    Row("bradley_terry", "reward", BradleyTerry()),
+    Row("preference_model", "reward", PreferenceModel()),
+    Row("classifier", "reward", Classifier()),
+    Row("regression", "reward", Regression()),
+    Row("outcome_value", "reward", OutcomeValue()),
+)

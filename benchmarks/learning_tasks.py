@@ -1,0 +1,256 @@
+"""A row of the learning table as a task of the library's loop, and its control: the same with permuted rewards."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from learning_world import LARGEST, MAX_NEW_TOKENS, ROOM, TOKENS_PER_PASS, World, said, settings, trained
+from torch import nn
+
+from tutelage.algorithms.base import Models
+from tutelage.algorithms.distill import Distill
+from tutelage.algorithms.kto import KTO
+from tutelage.algorithms.nash_md import NashMD
+from tutelage.algorithms.preference_model import PreferenceModel, preference_logits
+from tutelage.data.batch import Rows, distinct
+from tutelage.data.collate import comparisons, demonstrations, ratings, ratings_with_partners
+from tutelage.data.labelled import with_partners
+from tutelage.data.stream import Stream
+from tutelage.data.two_answers import two_answers
+from tutelage.models.actor_critic import ActorCriticModel
+from tutelage.models.distribution import DistributionModel
+from tutelage.models.heads import new_scalar_model
+from tutelage.models.logprobs import CausalModel, HeadedModel
+from tutelage.models.mixture import rival_decoder
+from tutelage.models.packing import backbone_of
+from tutelage.models.prefixes import PrefixReader
+from tutelage.models.sampling import Decoding
+from tutelage.records import Answer, Comparison, Prompt, Rating
+from tutelage.rewards.combine import combine
+from tutelage.rewards.pairwise import ScoredPreference
+from tutelage.training.duels import DuelSource
+from tutelage.training.loop import Draw, Hook, Task
+from tutelage.training.pool import PolicyPool
+from tutelage.training.rollouts import Grid, RolloutSource
+
+Groups = Sequence[Sequence[Answer]]
+Command = Literal["rl", "prefer", "sft", "reward"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method with its settings. `steps` is a share of the world's (1: all of them)."""
+
+    name: str
+    command: Command
+    method: Any
+    rate: float = 1e-3
+    steps: float = 1.0
+    shared_trunk: bool = False
+
+
+Curve = list[tuple[int, list[float]]]
+"""(steps done, score of each held-out item), the start first."""
+
+
+def learn(row: Row, world: World, permuted: bool) -> Curve:
+    """Train a row in a world and read the held-out score before, during and after."""
+    task, score = task_of(row, world, permuted)
+    curve: Curve = [(0, score())]
+
+    def look(step: int) -> dict[str, float]:
+        curve.append((step, score()))
+        return {"heldout": sum(curve[-1][1]) / len(curve[-1][1])}
+
+    trained(task, (Hook(world.sizes.every, look),))
+    return curve
+
+
+def task_of(row: Row, world: World, permuted: bool) -> tuple[Task, Callable[[], list[float]]]:
+    """The task, and what measures the held-out score of what it trains."""
+    if row.command == "reward":
+        return _scoring(row, world, permuted)
+    module = world.policy()
+    policy = CausalModel(module, tokens_per_pass=TOKENS_PER_PASS)
+    models = Models(policy=policy, reference=CausalModel(world.reference(), tokens_per_pass=TOKENS_PER_PASS))
+    modules: dict[str, nn.Module] = {"policy": module}
+    if isinstance(row.method, Distill) and row.method.level == "token":
+        teacher = DistributionModel(world.teacher(permuted), tokens_per_pass=TOKENS_PER_PASS)
+        models = Models(policy=DistributionModel.of(policy), teacher=teacher)
+    elif "value" in row.method.needs:
+        models, modules = _critic(row, world, module, models)
+    draws = {"rl": _rollouts, "prefer": _judged, "sft": _lessons}
+    draw = draws[row.command](row, world, module, permuted)
+    return _task(row, world, models, modules, draw=draw), lambda: world.score(module)
+
+
+def _task(row: Row, world: World, models: Models, modules: dict[str, nn.Module], *, draw: Draw) -> Task:
+    steps = max(1, round(row.steps * world.sizes.steps))
+    return Task(models, row.method, draw, modules, steps, row.rate, settings(), world.seed, row.name)
+
+
+def _critic(row: Row, world: World, module: Any, models: Models) -> tuple[Models, dict[str, nn.Module]]:
+    if row.shared_trunk:
+        scalar = new_scalar_model(module, seed=world.seed + 1)
+        value = HeadedModel(scalar, TOKENS_PER_PASS)
+        both = ActorCriticModel(module, tokens_per_pass=TOKENS_PER_PASS, value=value)
+        return Models(policy=both, reference=models.reference, value=both), {"policy": scalar}
+    scalar = new_scalar_model(backbone_of(world.policy()), seed=world.seed + 1)
+    value = HeadedModel(scalar, TOKENS_PER_PASS)
+    return Models(models.policy, models.reference, value), {"policy": module, "value": scalar}
+
+
+def right(prompt: Prompt, answers: list[Answer]) -> list[float]:
+    """1 for the right sum and nothing else."""
+    return [float(answer.text == prompt.solution) for answer in answers]
+
+
+def permute(rewards: Grid, groups: Groups, seed: int) -> Grid:
+    """The same rewards, dealt to the step's answers anew: an order that (seed, what was said) decides."""
+    flat = [value for row in rewards for value in row]
+    random.Random(f"{seed}/{[answer.text for group in groups for answer in group]}").shuffle(flat)
+    dealt = iter(flat)
+    return [[next(dealt) for _ in row] for row in rewards]
+
+
+@dataclass(frozen=True)
+class Chance:
+    """A preference whose verdicts are dealt to the step's duels anew."""
+
+    preference: ScoredPreference
+    seed: int
+
+    def probability(self, prompts: Sequence[Prompt], first: Groups, second: Groups) -> Grid:
+        """See `Preference`."""
+        return permute(self.preference.probability(prompts, first, second), first, self.seed)
+
+
+def _rollouts(row: Row, world: World, module: nn.Module, permuted: bool) -> Draw:
+    rewards = combine([right])
+
+    def score(prompts: list[Prompt], groups: list[list[Answer]]) -> tuple[Grid, dict[str, Grid]]:
+        found = rewards(prompts, groups)
+        return (permute(found, groups, world.seed) if permuted else found), {}
+
+    source = RolloutSource(
+        draw_prompts=Stream(world.training, world.sizes.prompts, world.seed).draw,
+        encode=world.chat.prompt_tokens,
+        sampler=world.decoder(module),
+        score=score,
+        decoding=Decoding(MAX_NEW_TOKENS, 1.0),
+        group_size=row.method.group_size,
+        seed=world.seed,
+        keep_samples=lambda step, rows: None,
+        attempts=getattr(row.method, "attempts", 0),
+    )
+    if not isinstance(row.method, NashMD):
+        return source
+    method, judge = row.method, ScoredPreference(rewards)
+    return DuelSource(
+        **{f.name: getattr(source, f.name) for f in fields(RolloutSource)},
+        preference=Chance(judge, world.seed) if permuted else judge,
+        mixture=rival_decoder(source.sampler, world.decoder(world.reference()), method.mixing),  # type: ignore[arg-type]
+        policy=module,
+        past_rival=lambda step: method.past_rival(step, world.seed),
+        joins=lambda step: bool(method.pool_every) and step % method.pool_every == 0,
+        pool=PolicyPool(Path("pool"), world.tokenizer, "") if method.pool_every else None,
+    )
+
+
+def _drawn(rows: Rows, world: World) -> Draw:
+    """As many rows a step as rl has answers."""
+    size = min(len(rows), world.sizes.prompts * world.sizes.answers)
+    stream = Stream(range(len(rows)), size, world.seed)
+    return lambda step: (rows[torch.tensor(stream.draw(step))], {})
+
+
+def _lessons(row: Row, world: World, module: nn.Module, permuted: bool) -> Draw:
+    prompts = world.training
+    answers = world.solutions(prompts, permuted)
+    if isinstance(row.method, Distill) and row.method.level == "sequence":
+        asked = [world.chat.prompt_tokens(prompt) for prompt in prompts]
+        teacher = world.decoder(world.teacher(permuted))
+        groups = teacher.sample(asked, 1, Decoding(MAX_NEW_TOKENS, 1.0), f"{world.seed}/teacher")
+        answers = [group[0].text for group in groups]
+    lessons = [said(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
+    return _drawn(demonstrations(lessons, world.chat, ROOM).batch, world)
+
+
+def _judged(row: Row, world: World, module: nn.Module, permuted: bool) -> Draw:
+    """The start's own answers to the training prompts: pairs of a right and a wrong one, or each with a yes or no."""
+    asked = [world.chat.prompt_tokens(prompt) for prompt in world.training]
+    decoding, chance = Decoding(MAX_NEW_TOKENS, 1.0), random.Random(f"{world.seed}/judged")
+    groups = world.decoder(module).sample(asked, 2 * world.sizes.answers, decoding, f"{world.seed}/judged")
+    both = list(zip(world.training, groups, strict=True))
+    if isinstance(row.method, KTO):
+        labels = [label for prompt, group in both for label in right(prompt, group)]
+        if permuted:
+            chance.shuffle(labels)
+        rated = [(prompt, answer) for prompt, group in both for answer in group]
+        rows = [Rating(prompt, answer, label) for (prompt, answer), label in zip(rated, labels, strict=True)]
+        return _drawn(ratings_with_partners(with_partners(rows), world.chat, ROOM).batch, world)
+    pairs = [
+        Comparison(prompt, good, bad, preference=float(chance.random() < 0.5) if permuted else 1.0)
+        for prompt, group in both
+        for good in group
+        if good.text == prompt.solution
+        for bad in group
+        if bad.text != prompt.solution
+    ]
+    return _drawn(comparisons(pairs, world.chat, ROOM).batch, world)
+
+
+def _scoring(row: Row, world: World, permuted: bool) -> tuple[Task, Callable[[], list[float]]]:
+    """A head on the start's network; the score is which of a right and a wrong sum it prefers, for held-out prompts."""
+    scalar = new_scalar_model(backbone_of(world.policy()), seed=world.seed + 1)
+    compares = isinstance(row.method, PreferenceModel)
+    reader: Any = (PrefixReader if row.method.name == "outcome_value" else HeadedModel)(scalar, TOKENS_PER_PASS)
+    collate: Any = two_answers if compares else comparisons
+    pairs = [pair for prompt in world.training for pair in _all_pairs(prompt)]
+    labels = [1.0] * len(pairs)
+    if permuted:
+        chance = random.Random(f"{world.seed}/labels")
+        labels = [float(chance.random() < 0.5) for _ in pairs]
+    if row.method.name in ("bradley_terry", "preference_model"):
+        judged = [Comparison(p.prompt, p.chosen, p.rejected, label) for p, label in zip(pairs, labels, strict=True)]
+        batch: Rows = collate(judged, world.chat, ROOM).batch
+    else:
+        batch = ratings(_rated(row, world, permuted), world.chat, ROOM).batch
+    exam = collate([pair for prompt in world.heldout for pair in _all_pairs(prompt)], world.chat, ROOM).batch
+
+    @torch.no_grad()
+    def score() -> list[float]:
+        if compares:
+            margin = preference_logits(reader, exam)
+        else:
+            rows, which = distinct(exam.both())
+            good, bad = reader.scores(rows)[which].chunk(2)
+            margin = good - bad
+        return (0.5 + 0.5 * margin.sign()).tolist()
+
+    return _task(row, world, Models(reward=reader), {"reward": scalar}, draw=_drawn(batch, world)), score
+
+
+def _all_pairs(prompt: Prompt) -> list[Comparison]:
+    """The right sum against every other number."""
+    good = Answer(str(prompt.solution))
+    return [Comparison(prompt, good, Answer(str(n))) for n in range(LARGEST + 1) if str(n) != prompt.solution]
+
+
+def _rated(row: Row, world: World, permuted: bool) -> list[Rating]:
+    """Every number as an answer: how far it is off, as a rating, or a yes for the right one. Yes and no weigh the same."""
+    said_of = [(prompt, n) for prompt in world.training for n in range(LARGEST + 1)]
+    off = [abs(n - int(str(prompt.solution))) for prompt, n in said_of]
+    if permuted:
+        random.Random(f"{world.seed}/labels").shuffle(off)
+    if row.method.name == "regression":
+        return [Rating(p, Answer(str(n)), -d / LARGEST) for (p, n), d in zip(said_of, off, strict=True)]
+    return [
+        Rating(p, Answer(str(n)), float(d == 0), weight=1.0 if d == 0 else 1 / LARGEST)
+        for (p, n), d in zip(said_of, off, strict=True)
+    ]
