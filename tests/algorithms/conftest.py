@@ -121,17 +121,22 @@ REWARDS = (1.0, 0.5, 2.0, -1.0, 0.25, 2.0, 2.0, -0.5, 0.0, 3.0, 1.5, 2.0)
 """All answers to prompt 1 earn the same."""
 
 
-def answers(seed: int = 0, prompt_of: tuple[int, ...] = PROMPT_OF, lengths: tuple[int, ...] = LENGTHS) -> Sequences:
+def answers(
+    seed: int = 0, prompt_of: tuple[int, ...] = PROMPT_OF, lengths: tuple[int, ...] = LENGTHS, alive: bool = False
+) -> Sequences:
+    """With `alive` every row has a token to train on: none is left out of an update."""
+    lengths = tuple(n or 2 for n in lengths) if alive else lengths
     generator = torch.Generator().manual_seed(seed)
     rows = [torch.randint(0, 250, (n,), generator=generator).tolist() for n in lengths]
-    masks = [[t not in HOLES.get(row, ()) for t in range(n)] for row, n in enumerate(lengths)]
+    holes = {row: places for row, places in HOLES.items() if not (alive and len(places) == lengths[row])}
+    masks = [[t not in holes.get(row, ()) for t in range(n)] for row, n in enumerate(lengths)]
     return sequences(PROMPTS, prompt_of, rows, masks)
 
 
 @lru_cache
-def make_rollouts(tuning: str = "full", float64: bool = True, moved: bool = True) -> Rollouts:
+def make_rollouts(tuning: str = "full", float64: bool = True, moved: bool = True, alive: bool = False) -> Rollouts:
     """Answers, and log-probs of a sampler whose weights were a little different: clipping binds on some tokens."""
-    batch = answers()
+    batch = answers(alive=alive)
     dtype = torch.float64 if float64 else torch.float32
     noise = torch.randn(batch.tokens.shape, generator=torch.Generator().manual_seed(3), dtype=dtype)
     with torch.no_grad():
@@ -200,6 +205,6 @@ def batch_of() -> Callable[..., Sequences | Pairs | Labelled | Rollouts]:
         if kind == "labelled":
             return make_labelled(float64)
         change = {"steps": with_steps, "sampled": with_temperatures}.get(kind, lambda batch: batch)
-        return change(make_rollouts(tuning, float64, moved))
+        return change(make_rollouts(tuning, float64, moved, kind == "alive"))
 
     return make

@@ -96,8 +96,11 @@ def test_equal_rewards_give_exactly_zero_gradient(algorithm, reward, nets, batch
 
 @pytest.mark.parametrize("tuning", ["full", "lora", "merged"])
 def test_step_zero_is_on_policy(tuning, nets, batch_of):
-    """Invariant 1 in fp32: where old log-probs are the trainer's, ratio 1, nothing clipped and KL 0, exactly."""
-    net, batch = nets(tuning, float64=False, moved=False), batch_of("rollouts", tuning, float64=False, moved=False)
+    """Invariant 1 in fp32: where old log-probs are the trainer's, ratio 1, nothing clipped and KL 0, exactly.
+
+    Every row is alive: an update leaves dead ones out, the rest is then laid out in other pieces and rounds differently.
+    """
+    net, batch = nets(tuning, float64=False, moved=False), batch_of("alive", tuning, float64=False, moved=False)
     mask = batch.answers.mask
     for kl in ("ratio_k3", "k3", "k2"):
         for passes in (1, 2):

@@ -223,9 +223,10 @@ def test_references_are_filled_in_anywhere_and_only_references(inputs: Path) -> 
 
 
 def test_shared_keys_reach_the_stages_that_have_them(inputs: Path) -> None:
-    content = {**recipe(answers={"seed": 9}), "temperature": 0.5}
+    content = {**recipe(answers={"seed": 9}), "temperature": 0.5, "on_error": "0"}
     by_name = {one.name: one.configuration(Path("o")) for one in plan(content, "test")}
-    assert not hasattr(by_name["sft"], "temperature")
+    assert not hasattr(by_name["sft"], "on_error")
+    assert by_name["rl"].on_error == "0"
     assert by_name["rl"].temperature == by_name["answers"].temperature == 0.5
     assert (by_name["rl"].seed, by_name["answers"].seed) == (3, 9)
 

@@ -228,12 +228,14 @@ def test_a_sound_run_passes_with_a_plan(tiny, chat, algorithm):
     assert "LoRA on 14 modules" in gradient.text  # two layers of q, k, v, o, gate, up, down
 
 
-def test_a_sampler_at_another_temperature_fails(tiny, chat):
+def test_a_sampler_with_other_weights_fails_and_one_at_another_temperature_does_not(tiny, chat):
+    """Every answer carries the temperature it was drawn at, and the trainer reads it at that one; weights it cannot carry."""
     module = policy_of(tiny[0])
-    assert failed(examine(rl_task(module, chat, temperature=0.7), chat, PROMPTS)) == ["sampler"]
-    task = rl_task(module, chat, temperature=0.7)
-    cooled = replace(task.models, policy=CausalModel(module, 0.7), reference=CausalModel(module, 0.7, reference_mode))
-    assert failed(examine(replace(task, models=cooled), chat, PROMPTS)) == []
+    assert failed(examine(rl_task(module, chat, temperature=0.7), chat, PROMPTS)) == []
+    task = rl_task(module, chat)
+    stale = policy_of(make_tiny(seed=1)[0])
+    source = replace(task.draw, sampler=Decoder(stale, chat.stop_tokens, chat.decode))
+    assert failed(examine(replace(task, draw=source), chat, PROMPTS)) == ["sampler"]
 
 
 def test_the_tolerance_is_that_of_the_precision(tiny, chat):
