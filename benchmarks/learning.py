@@ -17,17 +17,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
 from learning_report import write_report
 from learning_rows import ROWS
 from learning_tasks import Row, learn
-from learning_world import Sizes, World
-
+from learning_world import CACHE, Sizes, World
 from tutelage.config import to_dict
 from tutelage.training.files import write_whole
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "learning"
-CACHE = ROOT / "build" / "learning"
 SEEDS = (1, 2, 3)
 """Those of the table. The settings of learning_rows.py were chosen on seed 0."""
 

@@ -6,7 +6,6 @@ from dataclasses import replace
 
 from learning_tasks import Row
 from learning_world import MAX_NEW_TOKENS
-
 from tutelage.algorithms.assessment import Classifier, Regression
 from tutelage.algorithms.best_of_n import BestOfN
 from tutelage.algorithms.distill import Distill

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from learning_world import LARGEST, MAX_NEW_TOKENS, ROOM, TOKENS_PER_PASS, World, said, settings, trained
 from torch import nn
 
+from learning_labels import Chance, all_pairs, permute, rated, right
+from learning_world import MAX_NEW_TOKENS, ROOM, TOKENS_PER_PASS, World, said, settings, trained
 from tutelage.algorithms.base import Models
 from tutelage.algorithms.distill import Distill
 from tutelage.algorithms.kto import KTO
@@ -38,7 +39,6 @@ from tutelage.training.loop import Draw, Hook, Task
 from tutelage.training.pool import PolicyPool
 from tutelage.training.rollouts import Grid, RolloutSource
 
-Groups = Sequence[Sequence[Answer]]
 Command = Literal["rl", "prefer", "sft", "reward"]
 
 
@@ -103,31 +103,6 @@ def _critic(row: Row, world: World, module: Any, models: Models) -> tuple[Models
     scalar = new_scalar_model(backbone_of(world.policy()), seed=world.seed + 1)
     value = HeadedModel(scalar, TOKENS_PER_PASS)
     return Models(models.policy, models.reference, value), {"policy": module, "value": scalar}
-
-
-def right(prompt: Prompt, answers: list[Answer]) -> list[float]:
-    """1 for the right sum and nothing else."""
-    return [float(answer.text == prompt.solution) for answer in answers]
-
-
-def permute(rewards: Grid, groups: Groups, seed: int) -> Grid:
-    """The same rewards, dealt to the step's answers anew: an order that (seed, what was said) decides."""
-    flat = [value for row in rewards for value in row]
-    random.Random(f"{seed}/{[answer.text for group in groups for answer in group]}").shuffle(flat)
-    dealt = iter(flat)
-    return [[next(dealt) for _ in row] for row in rewards]
-
-
-@dataclass(frozen=True)
-class Chance:
-    """A preference whose verdicts are dealt to the step's duels anew."""
-
-    preference: ScoredPreference
-    seed: int
-
-    def probability(self, prompts: Sequence[Prompt], first: Groups, second: Groups) -> Grid:
-        """See `Preference`."""
-        return permute(self.preference.probability(prompts, first, second), first, self.seed)
 
 
 def _rollouts(row: Row, world: World, module: nn.Module, permuted: bool) -> Draw:
@@ -211,7 +186,7 @@ def _scoring(row: Row, world: World, permuted: bool) -> tuple[Task, Callable[[],
     compares = isinstance(row.method, PreferenceModel)
     reader: Any = (PrefixReader if row.method.name == "outcome_value" else HeadedModel)(scalar, TOKENS_PER_PASS)
     collate: Any = two_answers if compares else comparisons
-    pairs = [pair for prompt in world.training for pair in _all_pairs(prompt)]
+    pairs = [pair for prompt in world.training for pair in all_pairs(prompt)]
     labels = [1.0] * len(pairs)
     if permuted:
         chance = random.Random(f"{world.seed}/labels")
@@ -220,8 +195,10 @@ def _scoring(row: Row, world: World, permuted: bool) -> tuple[Task, Callable[[],
         judged = [Comparison(p.prompt, p.chosen, p.rejected, label) for p, label in zip(pairs, labels, strict=True)]
         batch: Rows = collate(judged, world.chat, ROOM).batch
     else:
-        batch = ratings(_rated(row, world, permuted), world.chat, ROOM).batch
-    exam = collate([pair for prompt in world.heldout for pair in _all_pairs(prompt)], world.chat, ROOM).batch
+        batch = ratings(
+            rated(row.method.name, world.training, world.seed if permuted else None), world.chat, ROOM
+        ).batch
+    exam = collate([pair for prompt in world.heldout for pair in all_pairs(prompt)], world.chat, ROOM).batch
 
     @torch.no_grad()
     def score() -> list[float]:
@@ -234,23 +211,3 @@ def _scoring(row: Row, world: World, permuted: bool) -> tuple[Task, Callable[[],
         return (0.5 + 0.5 * margin.sign()).tolist()
 
     return _task(row, world, Models(reward=reader), {"reward": scalar}, draw=_drawn(batch, world)), score
-
-
-def _all_pairs(prompt: Prompt) -> list[Comparison]:
-    """The right sum against every other number."""
-    good = Answer(str(prompt.solution))
-    return [Comparison(prompt, good, Answer(str(n))) for n in range(LARGEST + 1) if str(n) != prompt.solution]
-
-
-def _rated(row: Row, world: World, permuted: bool) -> list[Rating]:
-    """Every number as an answer: how far it is off, as a rating, or a yes for the right one. Yes and no weigh the same."""
-    said_of = [(prompt, n) for prompt in world.training for n in range(LARGEST + 1)]
-    off = [abs(n - int(str(prompt.solution))) for prompt, n in said_of]
-    if permuted:
-        random.Random(f"{world.seed}/labels").shuffle(off)
-    if row.method.name == "regression":
-        return [Rating(p, Answer(str(n)), -d / LARGEST) for (p, n), d in zip(said_of, off, strict=True)]
-    return [
-        Rating(p, Answer(str(n)), float(d == 0), weight=1.0 if d == 0 else 1 / LARGEST)
-        for (p, n), d in zip(said_of, off, strict=True)
-    ]

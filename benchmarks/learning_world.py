@@ -31,10 +31,12 @@ from tutelage.training.run import Run
 LARGEST = 18
 ROOM = 64
 """Longest prompt and answer together, in tokens."""
+START = 11
+"""Decides the start's own weights."""
 MAX_NEW_TOKENS = 4
 """A sum has at most two digits and the stop token."""
 TOKENS_PER_PASS = 8192
-CACHE = Path("build/learning")
+CACHE = Path(__file__).resolve().parents[1] / "build" / "learning"
 
 
 @config
@@ -73,14 +75,20 @@ class World:
 
     @staticmethod
     def make(sizes: Sizes, seed: int, cache: Path | None = CACHE) -> World:
-        """The seed's world; its start is trained once and kept in `cache`."""
+        """The seed's split, and the start, which is the same for every seed: trained once and kept in `cache`."""
         prompts = [user(f"{a}+{b}", id=f"{a}+{b}", solution=str(a + b)) for a in range(10) for b in range(10)]
+        careless = [wrong_at_times(p, sizes.right, f"{i}") for p in prompts for i in range(20)]
         random.Random(f"{seed}/split").shuffle(prompts)
-        model, tokenizer = tiny(hidden=sizes.hidden, seed=seed)
+        model, tokenizer = tiny(hidden=sizes.hidden, seed=START)
         heldout, training = prompts[: sizes.heldout], prompts[sizes.heldout :]
         world = World(sizes, seed, training, heldout, tokenizer, Chat.of(tokenizer), model)
-        careless = [wrong_at_times(p, sizes.right, f"{seed}/{i}") for p in prompts for i in range(20)]
-        world._fit(model, careless, sizes.pretraining_steps, cache, "start")
+        fit(
+            world.chat,
+            model,
+            careless,
+            steps=sizes.pretraining_steps,
+            kept=_kept(cache, f"start-{sizes.hidden}-{sizes.pretraining_steps}", careless),
+        )
         return world
 
     def policy(self) -> nn.Module:
@@ -96,7 +104,8 @@ class World:
         prompts = [*self.training, *self.heldout]
         lessons = [said(p, answer) for p, answer in zip(prompts, self.solutions(prompts, permuted), strict=True)]
         teacher = self.policy()
-        self._fit(teacher, lessons, 100, cache, f"teacher-{permuted}")
+        kept = _kept(cache, f"teacher-{self.sizes.hidden}-{self.sizes.pretraining_steps}", lessons)
+        fit(self.chat, teacher, lessons, steps=100, kept=kept)
         return teacher.requires_grad_(False)
 
     def solutions(self, prompts: Sequence[Prompt], permuted: bool) -> list[str]:
@@ -118,27 +127,24 @@ class World:
         logp = CausalModel(module, tokens_per_pass=TOKENS_PER_PASS).logprobs(batch)
         return (logp * batch.mask).sum(1).exp().tolist()
 
-    def _fit(self, module: nn.Module, lessons: list[Demonstration], steps: int, cache: Path | None, name: str) -> None:
-        """SFT by the library's own loop, or what it gave before."""
-        facts = repr((name, self.seed, steps, self.sizes.hidden, lessons))
-        kept = None if cache is None else cache / f"{name}-{hashlib.sha256(facts.encode()).hexdigest()[:12]}.pt"
-        if kept is not None and kept.is_file():
-            module.load_state_dict(torch.load(kept))
-            return
-        rows, stream = demonstrations(lessons, self.chat, ROOM).batch, Stream(range(len(lessons)), 64, self.seed)
-        task = Task(
-            Models(policy=CausalModel(module, tokens_per_pass=TOKENS_PER_PASS)),
-            SFT(),
-            lambda step: (rows[torch.tensor(stream.draw(step))], {}),
-            {"policy": module},
-            steps,
-            3e-3,
-            settings(schedule="cosine"),
-        )
-        trained(task)
-        if kept is not None:
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            torch.save(module.state_dict(), kept)
+
+def fit(chat: Chat, module: nn.Module, lessons: list[Demonstration], *, steps: int, kept: Path | None) -> None:
+    """SFT by the library's own loop, or the weights that are `kept` from before."""
+    if kept is not None and kept.is_file():
+        module.load_state_dict(torch.load(kept))
+        return
+    rows, stream = demonstrations(lessons, chat, ROOM).batch, Stream(range(len(lessons)), 64, START)
+    models = Models(policy=CausalModel(module, tokens_per_pass=TOKENS_PER_PASS))
+    draw = lambda step: (rows[torch.tensor(stream.draw(step))], {})  # noqa: E731
+    trained(Task(models, SFT(), draw, {"policy": module}, steps, 3e-3, settings(schedule="cosine")))
+    if kept is not None:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(module.state_dict(), kept)
+
+
+def _kept(cache: Path | None, name: str, lessons: list[Demonstration]) -> Path | None:
+    """Where weights are kept: named by what they learned from."""
+    return None if cache is None else cache / f"{name}-{hashlib.sha256(repr(lessons).encode()).hexdigest()[:12]}.pt"
 
 
 def settings(**changes: Any) -> Optimization:
