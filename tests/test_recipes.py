@@ -42,6 +42,9 @@ EXPECTED = {
     "distill",
     "polite-classifier",
     "outcome-value",
+    "best-of-n",
+    "online-dpo",
+    "language-feedback",
 }
 
 each_recipe = pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)

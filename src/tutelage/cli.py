@@ -22,7 +22,8 @@ HELP = """usage: tutelage COMMAND [recipe.yaml] [--flags]     (tutelage COMMAND 
   collect      people compare, rank, rate, criticise or write answers in the browser
   labels       what those labels are worth; exports to train on, imports from other tools
 
-  sample       a policy answers prompts
+  sample       a policy answers prompts; rewards may keep the best (best-of-N)
+  refine       a policy rewrites answers as critiques ask, to train on
   simulate     simulated annotators rank answers by the quickstart's hidden rule
   evaluate     a policy against another: win rates and scores with intervals
   report       draw report.html of a run folder anew

@@ -19,6 +19,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "prefer": ("tutelage.stages.prefer", "Prefer"),
     "rl": ("tutelage.stages.rl", "RL"),
     "sample": ("tutelage.stages.sample", "Sample"),
+    "refine": ("tutelage.stages.refine", "Refine"),
     "simulate": ("tutelage.stages.simulate", "Simulate"),
     "evaluate": ("tutelage.stages.evaluate", "Evaluate"),
     "chat": ("tutelage.stages.chat", "Talk"),

@@ -1,10 +1,11 @@
-"""`tutelage sample`: a policy answers prompts; the answers are what people or labellers then judge."""
+"""`tutelage sample`: a policy answers prompts; people or labellers judge the answers, or rewards choose the best at once."""
 
 from __future__ import annotations
 
 import time
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -12,7 +13,9 @@ from tutelage.config import config
 from tutelage.console import say, track
 from tutelage.models.sampling import Decoding
 from tutelage.records import Answer, AnswerGroup, Prompt, group_from_json, read_jsonl, to_json, write_jsonl
+from tutelage.rewards.combine import combine
 from tutelage.stages.common import Actor, Common, Count, load_actor, out_folder
+from tutelage.stages.selection import write_demonstrations
 from tutelage.stages.training import load, records_of
 
 NO_PROMPTS = 'no prompts: give --data FILE (one {"prompt": ...} a line is enough; see docs/data.md)'
@@ -20,7 +23,7 @@ NO_PROMPTS = 'no prompts: give --data FILE (one {"prompt": ...} a line is enough
 
 @config
 class Sample(Common):
-    """Answer each prompt several times and write answers.jsonl."""
+    """Answer each prompt several times and write answers.jsonl; with `--reward` also the best ones, for `sft`."""
 
     answers: Count = 4
     """Answers to each prompt."""
@@ -32,6 +35,12 @@ class Sample(Common):
     """Longest answer, in tokens."""
     limit: Count | None = None
     """Only the first prompts."""
+    reward: tuple[str, ...] = ()
+    """Best-of-N: what chooses answers (forms as in `rl`); the chosen ones go into demonstrations.jsonl, which `sft` reads."""
+    keep: Literal["best"] | Annotated[float, Field(gt=0, le=1)] = "best"
+    """With `--reward`: the best answer to each prompt, or a share of them (0.25), rounded up to whole answers."""
+    at_least: float | None = None
+    """With `--reward`: answers that score less are not kept, even where they are the best."""
 
     @property
     def decoding(self) -> Decoding:
@@ -42,14 +51,23 @@ class Sample(Common):
 def main(cfg: Sample) -> Path:
     """Run the command; returns the path of answers.jsonl."""
     prompts = load_prompts(cfg.data, cfg.bad_rows)[: cfg.limit]
+    if not cfg.reward and (cfg.keep != "best" or cfg.at_least is not None):
+        raise ValueError("keep, at_least: nothing to choose by; give --reward NAME (docs/rewards.md)")
     folder = out_folder(cfg, "sample")
     target = folder / "answers.jsonl"
     if target.exists() and not cfg.resume:
         raise ValueError(f"{target} exists; give another --out")
-    actor = load_actor(cfg, None, trained=False)
-    groups = answer(actor, prompts, cfg.answers, cfg.decoding, seed=f"{cfg.seed}/sample", label="answering")
-    write_groups(target, groups)
-    say(f"{len(groups)} prompts x {cfg.answers} answers in {target}")
+    with ExitStack() as stack:
+        rewards = stack.enter_context(combine(cfg.reward, device=cfg.device)) if cfg.reward else None
+        if rewards is not None:
+            rewards.check(prompts)
+        actor = load_actor(cfg, None, trained=False)
+        groups = answer(actor, prompts, cfg.answers, cfg.decoding, seed=f"{cfg.seed}/sample", label="answering")
+        write_groups(target, groups)
+        say(f"{len(groups)} prompts x {cfg.answers} answers in {target}")
+        if rewards is not None:
+            scores = rewards(prompts, [group.answers for group in groups])
+            write_demonstrations(folder, groups, scores, cfg.keep, at_least=cfg.at_least, seed=cfg.seed)
     return target
 
 
