@@ -11,6 +11,8 @@ METRICS = {  # the full name, or the last part of it
     "accuracy/comparison": "Share of comparisons that the reward model orders as the label does; a coin gets 50 %.",
     "accuracy/implicit": "Share of pairs in which the policy raised the preferred answer more than the other.",
     "accuracy/likely": "Share of demonstration tokens that the model gives a probability above one half.",
+    "reward/fallback_share": "Share of answers that no person judged in time, so that the fallback judge did.",
+    "reward/human": "Mean reward that people gave: 0.5 by construction of ranks, less where they call answers unacceptable.",
     "reward/overlong": "Mean of the penalty for answers that come near the token limit, between 0 and -1.",
     "reasoning/accuracy": "Share of right answers among those sampled for training.",
     "maj_at_k": "Share of prompts whose most frequent final answer is right (ties by lot), K answers each.",
@@ -51,5 +53,6 @@ SHARES = {
     "finished",
     "clipped",
     "equal_groups",
+    "fallback_share",
     "fraction_of_limit",
 }

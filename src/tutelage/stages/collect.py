@@ -24,6 +24,7 @@ from tutelage.feedback.projects import Project, add_items, create_project, find_
 from tutelage.feedback.server.serve import bind, only_server, serve
 from tutelage.feedback.server.settings import Settings
 from tutelage.feedback.tokens import SCOPES, new_token
+from tutelage.stages.collect_live import Live, Worker, check_live, live_task
 from tutelage.stages.collect_rows import check_items, guess_task, read_groups, to_items
 from tutelage.stages.folders import fresh_folder
 
@@ -49,6 +50,10 @@ class Collect:
     """Judgments of each item, by different people (default 1)."""
     expert_share: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Share of the items that a researcher or admin judges besides; agreement with experts comes from it."""
+    policy: str | None = None
+    """A policy whose fresh answers to the prompts of `--data` are judged; when its files change, the old answers go."""
+    live: Live = Field(default_factory=Live)
+    """For `--policy`: how it answers, and how many answers wait."""
     check_items: str | None = None
     """Items with a known `answer`, mixed in unseen to measure care."""
     check_share: Share = 0.05
@@ -93,6 +98,7 @@ def main(cfg: Collect) -> None:
     Settings(cfg.port or 0, cfg.host, cfg.public_url)  # refuse a bad address before anything else
     if not cfg.data and cfg.db is None:
         raise ValueError("give --data FILE to start a project, or --db URL to go on with one")
+    check_live(cfg)
     url = cfg.db or f"sqlite:///{fresh_folder('collect') / 'feedback.db'}"
     media = media_folder(cfg, url)
     file = read_url(url).database if read_url(url).drivername == "sqlite" else None
@@ -104,7 +110,14 @@ def main(cfg: Collect) -> None:
             if content is not None:
                 bring_in(db, content)
             settings = Settings(listener.getsockname()[1], cfg.host, cfg.public_url, reader(cfg, media))
-            with_backups(db, cfg, lambda: serve(db, settings, listener, lambda: announce(db, settings, cfg)))
+            with Worker(db, cfg, "" if content is None else content.project.name) as worker:
+
+                def ready() -> None:
+                    announce(db, settings, cfg)
+                    if cfg.policy is not None:
+                        worker.start(settings)
+
+                with_backups(db, cfg, lambda: serve(db, settings, listener, ready))
     finally:
         db.close()
 
@@ -136,9 +149,9 @@ def read_content(cfg: Collect, db: Database | None, media: Path | None) -> Conte
             f"--project {name!r} is there already ({has}), which stays as it was; give another --project, or leave these flags out"
         )
     groups = read_groups(cfg.data, cfg.bad_rows, media)
-    guessed, why = guess_task(groups)
+    guessed, why = guess_task(groups) if cfg.policy is None else live_task(cfg)
     task: Task = cfg.task or (there["task"] if there is not None else guessed)
-    items, notes = to_items(groups, task)
+    items, notes = to_items(groups, task) if cfg.policy is None else ([], [])
     if cfg.task is None and there is None:
         notes = [f"task: {task} ({why}; another with --task)", *notes]
     checks = []
@@ -151,7 +164,7 @@ def read_content(cfg: Collect, db: Database | None, media: Path | None) -> Conte
         cfg.expert_share,
         cfg.check_share,
         repeat_share=cfg.repeat_share,
-        options=read_yaml(cfg.options) if cfg.options else {},
+        options=(read_yaml(cfg.options) if cfg.options else {}) | ({"live": True} if cfg.policy else {}),
         media_root=None if media is None else str(media),
     )
     text = Path(cfg.instructions).read_text(encoding="utf-8") if cfg.instructions else None

@@ -13,16 +13,20 @@ from tutelage.models.mixture import rival_decoder
 from tutelage.rewards.combine import Combined, combine
 from tutelage.rewards.pairwise import Preference, ScoredPreference, TwoAnswerModel, reads_two_answers
 from tutelage.stages.common import Actor
+from tutelage.stages.human import is_human
 from tutelage.training.duels import DuelSource
 from tutelage.training.pool import PolicyPool
 from tutelage.training.rollouts import RolloutSource
 
 
 def rewards_of(cfg: Any, names: Sequence[str]) -> Combined:
-    """The weighted sum of rewards; without terms where a preference model decides instead.
+    """The weighted sum of rewards but people's; without terms where a preference model, or people alone, decide instead.
 
     Raises ValueError for a preference model beside other rewards, or with a method that wants a score for each answer.
     """
+    names = [name for name in names if not is_human(name)]
+    if not names:
+        return Combined(())
     comparing = [name for name in names if reads_two_answers(name)]
     if not comparing:
         return combine(names, cfg.on_error, cfg.device)

@@ -33,6 +33,7 @@ from tutelage.rewards.steps import score_steps
 from tutelage.stages.common import Actor, Count, Training, load_actor
 from tutelage.stages.distill import check_teacher, with_teacher
 from tutelage.stages.exam import Exam, exam_hooks, measured, verifier_of
+from tutelage.stages.human import Human, check_human, with_people
 from tutelage.stages.mix import pretraining_mix
 from tutelage.stages.monitor import Monitor, judges_of, monitor_hooks
 from tutelage.stages.nash import duels, rewards_of
@@ -55,6 +56,7 @@ class RL(Training):
     reward: tuple[str, ...] = ()
     """What is rewarded: a rule's name, `package.module:function`, or a reward model's folder; `NAME=0.5` gives a weight.
 
+    `human`: people rank the answers in the browser while it trains (docs/human-in-the-loop.md).
     For `nash_md` a preference model's folder, or any of these: then P(y beats y') = sigma(r - r')."""
     process_reward: tuple[str, ...] = ()
     """GRPO: the same for every step (line) of an answer, asked about the answer so far; then `reward` is only reported."""
@@ -80,6 +82,8 @@ class RL(Training):
     """gamma: weight of the mean loss of a token of them."""
     ptx_batch_size: Count = 8
     """How many of them an optimiser step takes."""
+    human: Human = Field(default_factory=Human)
+    """For `--reward human`: where people judge, and how long a step waits for them."""
     exam: Exam = Field(default_factory=Exam)
     """Accuracy, maj@K and pass@K on held-out prompts while training."""
     monitor: Monitor = Field(default_factory=Monitor)
@@ -127,6 +131,7 @@ def main(cfg: RL) -> Path:
             stack.enter_context(combine(cfg.process_reward, cfg.on_error, cfg.device)) if cfg.process_reward else None
         )
         prepared, actor = ready(cfg, prompts, rewards, process)
+        prepared = with_people(cfg, prepared, rewards, stack)
         hooks = monitor_hooks(cfg.monitor, actor, cfg.seed, _judges(cfg, rewards))
         hooks += exam_hooks(cfg.exam, actor, rewards, Decoding(cfg.max_new_tokens, cfg.temperature), cfg.seed)
         run = run_task(cfg, "rl", prepared, hooks)
@@ -138,6 +143,7 @@ def check_settings(cfg: RL) -> None:
     """Raises ValueError for settings that are each right and together mean nothing."""
     method = cfg.algorithm
     check_teacher(method, cfg.teacher)
+    check_human(cfg)
     if isinstance(method, Distill) and (method.level != "token" or method.on_policy not in (None, 1.0)):
         raise ValueError(
             f"algorithm distill in rl is token by token on the policy's own answers; got level {method.level}, on_policy "

@@ -13,11 +13,15 @@ NOTICE = b"\nfinishing this step, then saving; press again to stop at once\n"
 
 
 class Interrupted(Exception):  # noqa: N818  (it reports a wish, not an error)
-    """The run was asked to stop and has saved; `command` is the command line that goes on with it."""
+    """The run was asked (or had) to stop and has saved; `command` is the command line that goes on with it."""
 
     def __init__(self, command: str) -> None:
         super().__init__(f"stopped and saved; go on with: {command}")
         self.command = command
+
+
+class Paused(Exception):  # noqa: N818  (it reports a wait, not an error)
+    """A step cannot be drawn yet, and nothing of it has happened: the loop saves and stops, to go on later."""
 
 
 class Interrupt:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from tutelage.algorithms.base import Algorithm, Models, State
-from tutelage.console import track
+from tutelage.console import track, warn
 from tutelage.data.batch import Rows
 from tutelage.training.checkpoint import (
     Saved,
@@ -20,7 +20,7 @@ from tutelage.training.checkpoint import (
     optimizer_tensors,
     trainable_tensors,
 )
-from tutelage.training.interrupt import Interrupt, Interrupted
+from tutelage.training.interrupt import Interrupt, Interrupted, Paused
 from tutelage.training.optim import Optimization, adamw, learning_rate, named_trainable, set_learning_rate
 from tutelage.training.run import Run
 from tutelage.training.update import Averages, accumulate, clip_gradients, minibatches
@@ -86,7 +86,8 @@ class Progress:
 def train(task: Task, run: Run, hooks: tuple[Hook, ...] = (), resume_command: str = "") -> State:
     """Run (or go on with) a task; every step is logged, checkpoints are saved and Ctrl-C saves before it stops.
 
-    Raises Interrupted after a Ctrl-C, ValueError for a batch that trains nothing or a gradient that is not finite.
+    Raises Interrupted after a Ctrl-C or where a step has to wait (`Paused`), ValueError for a batch that trains nothing
+    or a gradient that is not finite.
     """
     missing = task.models.missing((*task.algorithm.needs, *(task.beside.algorithm.needs if task.beside else ())))
     assert not missing, f"{type(task.algorithm).__name__} needs {missing}"
@@ -95,7 +96,12 @@ def train(task: Task, run: Run, hooks: tuple[Hook, ...] = (), resume_command: st
         bar.advance(progress.step)
         while progress.step < task.steps:
             step = progress.step
-            metrics = one_step(task, progress)
+            try:
+                metrics = one_step(task, progress)
+            except Paused as paused:
+                save(task, progress, run)
+                warn(f"step {step}: {paused}")
+                raise Interrupted(resume_command) from None
             progress.step = step + 1
             for hook in hooks:
                 if progress.step % hook.every == 0 or progress.step == task.steps:

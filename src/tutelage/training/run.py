@@ -21,8 +21,8 @@ from tutelage.training.environment import differences, environment
 from tutelage.training.files import clear_disk_errors, is_leftover, write_whole
 from tutelage.training.sinks import Sink, check_sinks, open_sinks
 
-MAY_CHANGE = ("steps", "out", "resume")
-"""Settings that a resumed run may give anew: how long, where, and that it is resumed."""
+MAY_CHANGE = ("steps", "out", "resume", "human")
+"""Settings that a resumed run may give anew: how long, where, that it is resumed, and how people are reached and awaited."""
 
 
 class Run:
@@ -199,7 +199,11 @@ def _before(folder: Path, command: str, resume: bool) -> dict[str, Any] | None:
 
 def _refuse_changes(folder: Path, before: Mapping[str, Any] | None, recipe: Mapping[str, Any]) -> None:
     changes = {} if before is None else differences(before, recipe)
-    wrong = [f"  {key}: was {was!r}, is {now!r}" for key, (was, now) in changes.items() if key not in MAY_CHANGE]
+    wrong = [
+        f"  {key}: was {was!r}, is {now!r}"
+        for key, (was, now) in changes.items()
+        if key.partition(".")[0] not in MAY_CHANGE
+    ]
     if wrong:
         raise ValueError(
             f"{folder} was started with other settings; give the old ones, or start a new folder with --out:\n"

@@ -17,7 +17,16 @@ from sqlalchemy import ColumnElement, Connection, and_, or_, select, update
 from tutelage.feedback import projects
 from tutelage.feedback.database import Database
 from tutelage.feedback.schema import annotator, item, judgment_event
-from tutelage.feedback.server.api_models import Items, Judgments, Stored, StoredItems, Withdrawal, Withdrawn
+from tutelage.feedback.server.api_models import (
+    Items,
+    Judgments,
+    NewProject,
+    Stored,
+    StoredItems,
+    StoredProject,
+    Withdrawal,
+    Withdrawn,
+)
 from tutelage.feedback.server.render import http_error, invalid
 from tutelage.feedback.server.settings import Settings
 from tutelage.feedback.tokens import Bearer, Scope, bearer, find_visible
@@ -41,6 +50,7 @@ def programme_api(db: Database, settings: Settings) -> FastAPI:
     app.state.db, app.state.streams = db, 0
     app.add_exception_handler(StarletteHTTPException, http_error)
     app.add_exception_handler(RequestValidationError, invalid)
+    app.post("/projects", response_model=StoredProject, summary="A project by name (idempotent)")(add_project)
     app.post("/items", response_model=StoredItems, summary="Add items (idempotent)")(add_items)
     app.post("/items/withdraw", response_model=Withdrawn, summary="Hand items out no more")(withdraw)
     app.get("/judgments", response_model=Judgments, summary="Events after a cursor")(judgments)
@@ -69,6 +79,28 @@ Writer = Annotated[Bearer, Depends(needs("items:write"))]
 Reader = Annotated[Bearer, Depends(needs("judgments:read"))]
 After = Annotated[int, Query(ge=0, le=2**53, description="The last `seq` seen; 0 for all.")]
 Named = Annotated[str | None, Query(max_length=200, description="Name or id; default: all the token may see.")]
+
+
+def add_project(request: Request, who: Writer, body: NewProject) -> StoredProject:
+    """The project of this name, made where there is none; it stays open for more items until somebody closes it."""
+    with request.app.state.db.write() as c:
+        there = projects.find_project(c, body.name)
+        if who.project is not None and (there is None or there["id"] != who.project):
+            raise HTTPException(403, "The token is for another project.")
+        if there is not None:
+            if (there["task"], there["overlap"]) != (body.task, body.overlap):
+                has = f"task {there['task']}, overlap {there['overlap']}"
+                raise HTTPException(409, f"project: {body.name!r} is there already with {has}; give another name.")
+            return StoredProject(id=there["id"])
+        new = projects.Project(body.name, body.task, body.overlap, check_share=0.0, options={"live": True})
+        try:
+            made = projects.create_project(c, new)
+        except ValueError as error:
+            raise HTTPException(422, str(error)) from None
+        if body.instructions:
+            projects.set_instructions(c, made, body.instructions, None)
+        projects.log(c, None, "project", {"project": made, "api_token": who.id})
+    return StoredProject(id=made)
 
 
 def add_items(request: Request, who: Writer, body: Items) -> StoredItems:

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from tutelage.feedback.items import NewItem, NewResponse
+from tutelage.feedback.payloads import Task
 from tutelage.records import Message, Prompt, Role
 
 
@@ -81,6 +82,21 @@ class Items(_Body):
 
     project: Key = Field(description="Name or id.")
     items: Annotated[list[Item], Field(min_length=1, max_length=1000)]
+
+
+class NewProject(_Body):
+    """A project for items that a program will send."""
+
+    name: Key
+    task: Task
+    overlap: Annotated[int, Field(ge=1, le=100)] = 1
+    instructions: Annotated[Text, Field(max_length=200_000)] = ""
+
+
+class StoredProject(BaseModel):
+    """The project of that name, whether it was new or known."""
+
+    id: int
 
 
 class Stored(BaseModel):
