@@ -183,3 +183,29 @@ def test_the_openapi_document_says_what_there_is(serving: Any) -> None:
     item = document["components"]["schemas"]["Item"]
     assert item["required"] == ["key", "prompt"]
     assert item["additionalProperties"] is False
+
+
+def test_a_program_makes_a_project_once(serving: Any) -> None:
+    name = f"made by a program {time.monotonic_ns()}"
+    body = {"name": name, "task": "ranking", "overlap": 2, "instructions": "Be fair."}
+    program = api(serving)
+    first, again = program.post("/projects", json=body), program.post("/projects", json=body)
+    assert first.status_code == 200, first.text
+    assert first.json() == again.json()
+    number = first.json()["id"]
+    client = serving.client(serving.place.person(number))
+    assert client.next(number)["reason"] == "wait", "more may come: it is never done by itself"
+    assert "Be fair." in client.get(f"/api/instructions?project={number}").json()["html"]
+    other = program.post("/projects", json=body | {"task": "preference"})
+    assert (other.status_code, "there already with task ranking, overlap 2" in other.json()["error"]) == (409, True)
+
+
+def test_who_may_make_projects(serving: Any) -> None:
+    name = f"not for all {time.monotonic_ns()}"
+    body = {"name": name, "task": "preference"}
+    assert api(serving, scopes=("judgments:read",)).post("/projects", json=body).status_code == 403
+    bound = serving.place.project([])
+    assert api(serving, project=bound).post("/projects", json=body).status_code == 403
+    there = api(serving).post("/projects", json=body)
+    assert api(serving, project=bound).post("/projects", json=body).status_code == 403, "of another project"
+    assert api(serving, project=there.json()["id"]).post("/projects", json=body).json() == there.json()
