@@ -169,6 +169,7 @@ def test_filters_are_values_never_code(serving: Any) -> None:
 def test_the_openapi_document_says_what_there_is(serving: Any) -> None:
     document = httpx.get(f"{serving.url}/api/v1/openapi.json").json()
     assert {f"{m.upper()} {p}" for p, methods in document["paths"].items() for m in methods} == {
+        "POST /projects",
         "POST /items",
         "POST /items/withdraw",
         "GET /judgments",
