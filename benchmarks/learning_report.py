@@ -33,7 +33,9 @@ def write_report(results: Path, known: Sequence[str]) -> list[dict[str, Any]]:
     left = f"\nNot run yet: {', '.join(missing)}.\n" if missing else ""
     commits = ", ".join(sorted({entry["commit"] for entry in table}))
     (results / "table.md").write_text(
-        HEAD + "\n".join(lines) + f"\n{left}\nCommand: `make learn`; commit: {commits}.\n"
+        HEAD
+        + "\n".join(lines)
+        + f"\n{left}\nCommand: `make learn`; commit: {commits} (+: with changes not committed yet).\n"
     )
     draw(rows, results / "curves.png")
     return table
