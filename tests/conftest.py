@@ -24,7 +24,9 @@ def _set_environment() -> None:
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     threads = str(max(1, (os.cpu_count() or 1) // workers))
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
-        if "PYTEST_XDIST_WORKER" in os.environ:  # it inherits what the controller, which saw one worker, has set for itself
+        if (
+            "PYTEST_XDIST_WORKER" in os.environ
+        ):  # it inherits what the controller, which saw one worker, has set for itself
             os.environ[name] = threads
         os.environ.setdefault(name, threads)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
