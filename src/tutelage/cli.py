@@ -16,8 +16,8 @@ HELP = """usage: tutelage COMMAND [recipe.yaml] [--flags]     (tutelage COMMAND 
 
   sft          imitate demonstrations, or a teacher (distillation)
   reward       a scoring model from comparisons, yes/no labels or ratings
-  prefer       train the policy on comparisons directly (DPO)
-  rl           sample, reward, reinforce (GRPO, PPO, REINFORCE, RLOO)
+  prefer       train the policy on comparisons or yes/no labels directly (DPO, IPO, KTO)
+  rl           sample, reward, reinforce (GRPO, PPO, REINFORCE, RLOO, Nash-MD, best-of-N, online DPO, distillation)
 
   collect      people compare, rank, rate, criticise or write answers in the browser
   labels       what those labels are worth; exports to train on, imports from other tools

@@ -115,8 +115,9 @@ def test_an_exam_on_held_out_prompts(place: Path, tmp_path: Path) -> None:
     assert all(f"exam/{name}" in report for name in ("accuracy", "maj_at_k", "pass_at_k", "length", "reflection"))
 
 
-def test_process_rewards_reach_the_samples(place: Path, tmp_path: Path) -> None:
-    run(place, tmp_path / "run", process_reward=["brevity"], algorithm={"name": "grpo", "group_size": 2}, steps=1)
+@pytest.mark.parametrize("method", ["grpo", "reinforce"])
+def test_process_rewards_reach_the_samples(method: str, place: Path, tmp_path: Path) -> None:
+    run(place, tmp_path / "run", process_reward=["brevity"], algorithm={"name": method, "group_size": 2}, steps=1)
     for row in read_jsonl(tmp_path / "run" / "samples.jsonl"):
         for answer in row["answers"]:
             end, score = answer["steps"][-1]
@@ -174,7 +175,14 @@ def test_another_vocabulary_is_refused_in_plain_words(place: Path, tmp_path: Pat
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"process_reward": ["brevity"], "algorithm": "ppo"}, "process_reward: rewards of steps are for grpo"),
+        (
+            {"process_reward": ["brevity"], "algorithm": "ppo"},
+            "process_reward: rewards of steps are for grpo and reinforce",
+        ),
+        (
+            {"process_reward": ["brevity"], "algorithm": {"name": "reinforce", "normalize": "step"}},
+            "normalize: 'step' is",
+        ),
         ({"algorithm": {"name": "ppo", "kl_target": 1.0, "kl_coefficient": 0.0}}, "algorithm.kl_target"),
         ({"value": {"trunk": "shared"}}, "value: grpo has no value model"),
         ({"algorithm": {"name": "grpo", "overlong": 0.01}}, "algorithm.overlong: less than a token of 6"),

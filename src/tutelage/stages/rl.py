@@ -59,7 +59,7 @@ class RL(Training):
     `human`: people rank the answers in the browser while it trains (docs/human-in-the-loop.md).
     For `nash_md` a preference model's folder, or any of these: then P(y beats y') = sigma(r - r')."""
     process_reward: tuple[str, ...] = ()
-    """GRPO: the same for every step (line) of an answer, asked about the answer so far; then `reward` is only reported."""
+    """GRPO and REINFORCE: the same for every step (line) of an answer, asked about the answer so far; then `reward` is only reported."""
     teacher: str | None = None
     """For `distill`: the model whose distributions the policy takes on in its own answers; rewards are then only reported."""
     on_error: Literal["error", "0"] = "error"
@@ -149,8 +149,12 @@ def check_settings(cfg: RL) -> None:
             f"algorithm distill in rl is token by token on the policy's own answers; got level {method.level}, on_policy "
             f"{method.on_policy}; a mixture with the data's answers, or the teacher's answers, are `tutelage sft`'s"
         )
-    if cfg.process_reward and not isinstance(method, GRPO):
-        raise ValueError(f"process_reward: rewards of steps are for grpo; got algorithm {method.name}")
+    if cfg.process_reward and not isinstance(method, GRPO | Reinforce):
+        raise ValueError(f"process_reward: rewards of steps are for grpo and reinforce; got algorithm {method.name}")
+    if cfg.process_reward and isinstance(method, Reinforce) and method.normalize != "none":
+        raise ValueError(
+            f"algorithm.normalize: {method.normalize!r} is for one reward an answer; with process_reward say 'none'"
+        )
     if isinstance(method, PPO) and method.kl_target is not None and method.kl_coefficient == 0:
         raise ValueError("algorithm.kl_target: an adaptive coefficient needs a start; got kl_coefficient 0")
     if cfg.value != Value() and "value" not in method.needs:
