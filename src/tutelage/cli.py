@@ -95,9 +95,9 @@ def dispatch(command: str, args: list[str]) -> int:
 
 def _stage(command: str, args: list[str]) -> object:
     from tutelage.config import parse, read_yaml
-    from tutelage.stages.run import COMMANDS
+    from tutelage.stages.recipe import settings_of
+    from tutelage.stages.run import execute
 
-    module_name, config_name = COMMANDS[command]
     data, where = {}, "flags"
     if command == "chat" and args and not args[0].startswith("-"):
         args = ["--model", *args]
@@ -109,9 +109,7 @@ def _stage(command: str, args: list[str]) -> object:
             raise ValueError(f"{where} is a recipe of `tutelage {named}`, not of `tutelage {command}`")
         if "stages" in data:
             raise ValueError(f"{where} has stages: run it with `tutelage run {where}`")
-    module = import_module(module_name)
-    settings = parse(getattr(module, config_name), args, data, where, prog=f"tutelage {command}")
-    return module.main(settings)
+    return execute(command, parse(settings_of(command), args, data, where, prog=f"tutelage {command}"))
 
 
 def _report(args: list[str]) -> int:
@@ -150,9 +148,8 @@ def settle_process() -> None:
         except (OSError, AttributeError):  # not glibc
             return
         mmap_max, trim_threshold, top_pad = -4, -1, -2
-        set_option(mmap_max, 0)
-        set_option(trim_threshold, 2**31 - 1)
-        set_option(top_pad, 256 << 20)
+        done = [set_option(mmap_max, 0), set_option(trim_threshold, 2**31 - 1), set_option(top_pad, 256 << 20)]
+        os.environ["TUTELAGE_ALLOCATOR"] = "glibc, freed pages kept" if all(done) else "glibc"
 
 
 if __name__ == "__main__":

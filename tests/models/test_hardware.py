@@ -1,0 +1,100 @@
+"""F and BW are measured, by the best repetition, and only measurements under the same conditions are compared."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+
+from tutelage.models import hardware
+from tutelage.models.hardware import (
+    Machine,
+    allocator,
+    buffer_bytes,
+    fastest,
+    machine,
+    measure,
+    product_rate,
+    rate,
+    read_rate,
+)
+
+CPU = torch.device("cpu")
+OURS = Machine(150e9, 18e9, "float32", 2, "cpu", "a processor", 16 * 10**9, "glibc")
+
+
+def test_the_fastest_repetition_counts_and_the_first_does_not():
+    """The warm-up is the quickest here and is left out; of 30, 10 and 20 ms the 10 ms one counts."""
+    waits = iter([0.001, 0.03, 0.01, 0.02])
+    took = fastest(lambda: time.sleep(next(waits)), CPU, 0.0)
+    assert 0.01 <= took < 0.02
+
+
+def test_it_goes_on_for_as_long_as_it_was_told():
+    calls: list[int] = []
+    clock = time.perf_counter()
+    fastest(lambda: calls.append(time.sleep(0.002) or 1), CPU, 0.05)
+    assert 0.05 <= time.perf_counter() - clock < 0.5
+    assert len(calls) > 4
+
+
+def test_a_product_counts_two_operations_a_term(monkeypatch):
+    """2 x 512 x 512 x 512 in the seconds that a clock of our own gives: 2^28 FLOP in half a second."""
+    monkeypatch.setattr(hardware, "fastest", lambda work, device, seconds: 0.5)
+    monkeypatch.setattr(hardware, "PRODUCTS", {"cpu": ((512, 512, 512), (256, 512, 512))})
+    assert product_rate(torch.float32, CPU) == 2**28 / 0.5
+
+
+def test_a_read_counts_the_bytes_of_a_buffer_beyond_the_cache(monkeypatch, tmp_path):
+    size = tmp_path / "size"
+    monkeypatch.setattr(hardware, "L3", size)
+    assert buffer_bytes(CPU) == 128 << 20  # unknown: four times 32 MiB
+    for text, expected in (("65536K\n", 256 << 20), ("8192K", 128 << 20), ("1048576K", 1 << 30), ("what", 128 << 20)):
+        size.write_text(text)
+        assert buffer_bytes(CPU) == expected
+    monkeypatch.setattr(hardware, "buffer_bytes", lambda device: 4096)
+    monkeypatch.setattr(hardware, "fastest", lambda work, device, seconds: float(work()))
+    assert read_rate(CPU) == 4096 / 1024  # the sum of 1,024 ones was taken, all of the buffer
+
+
+def test_this_machine_gives_numbers_that_a_machine_can_have():
+    """Between a tenth of a GFLOP/s and a hundred PFLOP/s: a wrong factor of a thousand in the seconds would leave that."""
+    found = measure(torch.float32, CPU, 0.01)
+    assert 1e8 < found.flops < 1e17
+    assert 1e8 < found.bandwidth < 1e14
+    assert (found.dtype, found.device, found.threads) == ("float32", "cpu", torch.get_num_threads())
+    assert found.memory > 1e8
+    assert found.name
+
+
+def test_it_is_measured_once_a_process():
+    first = machine(torch.float32, CPU, torch.get_num_threads())
+    assert machine(torch.float32, CPU, torch.get_num_threads()) is first
+
+
+def test_the_better_of_two_measurements_counts():
+    other = replace(OURS, flops=140e9, bandwidth=19e9)
+    assert OURS.best(other) == replace(OURS, bandwidth=19e9) == other.best(OURS)
+    for change in ({"threads": 1}, {"dtype": "bfloat16"}, {"device": "cuda:0"}, {"name": "another"}):
+        assert not OURS.same_conditions(replace(OURS, **change))
+        with pytest.raises(AssertionError, match="do not compare"):
+            OURS.best(replace(OURS, **change))
+
+
+def test_the_line_says_what_was_chosen():
+    assert OURS.line() == (
+        "a processor, 2 threads, 16.0 GB, float32 on cpu, allocator glibc; measured 150 GFLOP/s, 18 GB/s"
+    )
+    assert rate(7.9e14, "FLOP/s") == "790 TFLOP/s"
+    assert rate(2.5e6, "B/s") == "2.5 MB/s"
+    assert rate(12.0, "B/s") == "12 B/s"
+
+
+def test_the_allocator_is_the_preloaded_one_or_what_the_command_set_up(monkeypatch):
+    monkeypatch.setenv("LD_PRELOAD", "/usr/lib/libjemalloc.so.2")
+    assert allocator(CPU) == "jemalloc"
+    monkeypatch.delenv("LD_PRELOAD")
+    monkeypatch.setenv(hardware.ALLOCATOR, "glibc, freed pages kept")
+    assert allocator(CPU) == "glibc, freed pages kept"
