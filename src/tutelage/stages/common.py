@@ -17,6 +17,7 @@ from tutelage.models.logprobs import CausalModel
 from tutelage.models.lora import LoRA, frozen_copy, reference_mode
 from tutelage.models.sampling import Decoder
 from tutelage.stages.folders import fresh_folder
+from tutelage.training.opening import check_opening
 from tutelage.training.optim import Optimization
 from tutelage.training.run import Run
 
@@ -42,6 +43,8 @@ class Common:
     """Where the model runs."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Precision of frozen weights and of the forward pass; auto: float32 on a CPU, bfloat16 on a GPU that has it."""
+    gemm: Literal["auto", "default", "onednn"] = "auto"
+    """Which library multiplies float32 matrices on a CPU; auto: the faster one, measured at the start."""
     chat_template: str | None = None
     """`chatml`, a template file, or (default) the tokenizer's own."""
     system: str | None = None
@@ -134,6 +137,11 @@ def out_folder(cfg: Common, command: str) -> Path:
     if cfg.resume:
         raise ValueError(f"--resume needs the folder to go on with: tutelage {command} --out runs/... --resume")
     return fresh_folder(command)
+
+
+def check_out(cfg: Training, command: str) -> None:
+    """Refuses an `--out` that cannot be opened, before data and models are read; nothing is written."""
+    check_opening(out_folder(cfg, command), cfg, command, cfg.resume, sinks=cfg.log_to)
 
 
 def open_run(cfg: Training, command: str) -> Run:

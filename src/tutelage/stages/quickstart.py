@@ -45,6 +45,8 @@ class Quickstart:
     """Steps of policy training (default: the budget's)."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where the model runs."""
+    gemm: Literal["auto", "default", "onednn"] = "auto"
+    """Which library multiplies float32 matrices on a CPU; auto: the faster one, measured at the start."""
     control: Literal["none", "shuffled_labels", "gold_reward"] = "none"
     """For checking the claim: labels that say nothing (the win rate must stay at 1/2), or the hidden rule itself as the reward (the ceiling)."""
 

@@ -31,6 +31,8 @@ class Budget:
 FULL = Budget(480, 240, 4, 2, 1.0, 24, 8, 6, 6, 48)
 QUICK = Budget(4, 4, 2, 2, 0.5, 1, 2, 2, 1, 2, 10, tokens_per_pass=192)
 TEMPERATURE = 0.8
+KL_COEFFICIENT = 0.08
+"""Of GRPO, in its loss: at 0.04 the answers won as often and read stranger (KL 8 nats an answer; docs/log.md)."""
 REWARD_BATCH = 4
 REWARD_LAYERS = 16
 """Of SmolLM2's 30: a linear probe reads these comparisons best in its middle (docs/log.md, 2026-11-21)."""
@@ -120,7 +122,7 @@ def recipe_of(cfg: Any, budget: Budget, folder: Path, prompts: int) -> dict[str,
         "seed": cfg.seed + 2000,
         **sampling,
     }
-    return {"model": cfg.model, "seed": cfg.seed, "device": cfg.device, "stages": stages}
+    return {"model": cfg.model, "seed": cfg.seed, "device": cfg.device, "gemm": cfg.gemm, "stages": stages}
 
 
 def _policy(cfg: Any, budget: Budget, folder: Path, comparisons: dict[str, Any]) -> dict[str, Any]:
@@ -144,8 +146,7 @@ def _policy(cfg: Any, budget: Budget, folder: Path, comparisons: dict[str, Any])
             **comparisons,
         }
     method: dict[str, Any] = {"name": cfg.algorithm, "group_size": budget.group}
-    if cfg.algorithm in ("reinforce", "rloo", "ppo"):
-        method["kl_coefficient"] = 0.02
+    method["kl_coefficient"] = KL_COEFFICIENT if cfg.algorithm == "grpo" else 0.02
     reward = "tutelage.stages.simulate:gold_reward" if cfg.control == "gold_reward" else "@reward"
     return {
         "command": "rl",

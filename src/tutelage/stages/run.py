@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
@@ -118,7 +119,7 @@ def _run(one: Stage, folder: Path, resume_command: str) -> None:
         return f"\nwhat is done is kept; go on with: {resume_command}" if made and resume_command else ""
 
     try:
-        import_module(COMMANDS[one.command][0]).main(one.configuration(folder))
+        execute(one.command, one.configuration(folder))
     except (Interrupted, KeyboardInterrupt):
         if not resume_command:
             raise
@@ -176,8 +177,21 @@ def _run_command(recipe: dict[str, Any], flags: list[str], where: str) -> int:
     if command not in COMMANDS:
         raise ValueError(f"{where}: command: unknown command {command!r}; known: {', '.join(COMMANDS)}, or `stages:`")
     cfg = parse(settings_of(command), flags, recipe, where, prog=f"tutelage run ({command})")
-    result = import_module(COMMANDS[command][0]).main(cfg)
+    result = execute(command, cfg)
     return result if isinstance(result, int) else 0
+
+
+def execute(command: str, cfg: Any) -> Any:
+    """One of `COMMANDS` with its settings; which library multiplies is chosen here, and written into the settings."""
+    main = import_module(COMMANDS[command][0]).main
+    if not hasattr(cfg, "gemm"):
+        return main(cfg)
+    from tutelage.models.gemm import choose_gemm, multiplying
+    from tutelage.models.load import choose_device
+
+    gemm = choose_gemm(cfg.gemm, choose_device(cfg.device))
+    with multiplying(gemm):
+        return main(replace(cfg, gemm=gemm))
 
 
 def _folder(cfg: Recipe, name: str) -> Path:
