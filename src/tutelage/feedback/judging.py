@@ -43,6 +43,7 @@ class Accepted:
 
     seq: int
     late: bool
+    project: int
     repeated: bool = False
 
 
@@ -61,12 +62,12 @@ def submit(
     """
     now = time.time() if now is None else now
     lock_annotator(c, who)
-    before = c.execute(select(judgment_event).where(judgment_event.c.key == key)).mappings().one_or_none()
+    before = c.execute(_KNOWN, {"key": key}).mappings().one_or_none()
     if before is not None:
         if before["annotator_id"] != who or before["assignment_id"] != assignment_id or before["kind"] == "undo":
             raise KeyConflictError(f"key: {key!r} names another judgment; allowed: a fresh one")
-        return Accepted(before["seq"], bool(before["late"]), repeated=True)
-    work = c.execute(select(assignment).where(assignment.c.id == assignment_id)).mappings().one()
+        return Accepted(before["seq"], bool(before["late"]), before["project_id"], repeated=True)
+    work = c.execute(_WORK, {"assignment": assignment_id}).mappings().one()
     assert work["annotator_id"] == who, "the caller checks whose assignment it is"
     payload = checked(c, work, payload)
     kind = "skip" if "skip" in payload else "judgment"
@@ -79,21 +80,31 @@ def submit(
     }
     row |= vars(measured)
     lock_events(c)
-    seq = c.execute(insert(judgment_event).values(row).returning(judgment_event.c.seq)).scalar_one()
-    c.execute(delete(draft).where(draft.c.assignment_id == assignment_id))
+    seq = c.execute(_STORE, row).scalar_one()
+    c.execute(_FORGET, {"assignment": assignment_id})
     if payload.get("flag"):
         said = {k: work[k] for k in ("project_id", "item_id", "annotator_id")} | {"assignment_id": work["id"]}
         c.execute(
             insert(flag).values(said | {"at": now, "tags": payload["flag"]["tags"], "note": payload["flag"]["note"]})
         )
-    return Accepted(seq, late)
+    return Accepted(seq, late, work["project_id"])
 
 
-_ASKED = (
-    select(item.c.kind, item.c.options, item.c.responses, project.c.options.label("shared"))
+# The statements of every submission, built once (see queue.py).
+_KNOWN = select(judgment_event).where(judgment_event.c.key == bindparam("key"))
+_WORK = (
+    select(assignment, item.c.kind, item.c.options, item.c.responses, project.c.options.label("shared"))
+    .join(item, item.c.id == assignment.c.item_id)
     .join(project, project.c.id == item.c.project_id)
-    .where(item.c.id == bindparam("item"))
+    .where(assignment.c.id == bindparam("assignment"))
 )
+_DONE = (
+    update(slot)
+    .where(slot.c.item_id == bindparam("item"), slot.c.who == bindparam("annotator"))
+    .values(done=1, lease_until=None)
+)
+_STORE = insert(judgment_event).returning(judgment_event.c.seq)
+_FORGET = delete(draft).where(draft.c.assignment_id == bindparam("assignment"))
 _CURRENT = (
     select(judgment_current)
     .where(judgment_current.c.item_id == bindparam("item"), judgment_current.c.annotator_id == bindparam("annotator"))
@@ -103,13 +114,11 @@ _CURRENT = (
 
 
 def checked(c: Connection, work: RowMapping, payload: Any) -> dict[str, Any]:
-    """The payload as the task of the assignment allows it. Raises ValueError."""
-    one = c.execute(_ASKED, {"item": work["item_id"]}).one()
-    texts = []
-    if one.kind == "critique":  # spans point into the text
-        found = c.execute(select(response.c.text).where(response.c.id == one.responses[0]))
-        texts = [found.scalar_one()]
-    return check(one.kind, payload, DEFAULTS[one.kind] | one.shared | one.options, texts or [""] * len(one.responses))
+    """The payload as the task of the assignment (a row of `_WORK`) allows it. Raises ValueError."""
+    kind, texts = work["kind"], [""] * len(work["responses"])
+    if kind == "critique":  # spans point into the text
+        texts = [c.execute(select(response.c.text).where(response.c.id == work["responses"][0])).scalar_one()]
+    return check(kind, payload, DEFAULTS[kind] | work["shared"] | work["options"], texts)
 
 
 def current(c: Connection, item_id: int, who: int) -> RowMapping | None:
@@ -124,13 +133,13 @@ def _event(work: RowMapping, key: str, kind: str, now: float) -> dict[str, Any]:
 
 def _settle(c: Connection, work: RowMapping, who: int, kind: str, now: float) -> bool:
     """Close the slot that this work fills; True where none is left for it. A skip gives the slot back."""
-    mine = and_(slot.c.item_id == work["item_id"], slot.c.who == who)
     if kind == "skip":
+        mine = and_(slot.c.item_id == work["item_id"], slot.c.who == who)
         c.execute(update(slot).where(mine).values(who=None, lease_until=None, done=0))
         return False
-    done = {"who": who, "done": 1, "lease_until": None}
-    if c.execute(update(slot).where(mine).values(done)).rowcount:
+    if c.execute(_DONE, {"item": work["item_id"], "annotator": who}).rowcount:
         return False
+    done = {"who": who, "done": 1, "lease_until": None}
     free = _free_slot(c, work["item_id"], who, now)
     return c.execute(update(slot).where(slot.c.id == free.scalar_subquery()).values(done)).rowcount == 0
 
@@ -151,7 +160,7 @@ def undo(c: Connection, project_id: int, who: int, key: str, now: float | None =
     """
     now = time.time() if now is None else now
     lock_annotator(c, who)
-    before = c.execute(select(judgment_event).where(judgment_event.c.key == key)).mappings().one_or_none()
+    before = c.execute(_KNOWN, {"key": key}).mappings().one_or_none()
     if before is not None:
         if before["annotator_id"] != who or before["kind"] != "undo":
             raise KeyConflictError(f"key: {key!r} names another judgment; allowed: a fresh one")

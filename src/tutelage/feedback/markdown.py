@@ -10,7 +10,7 @@ from __future__ import annotations
 import html
 import re
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ LONGEST, MOST_MARKS = 100_000, 4_000
 MARKS = re.compile(r"[\[*_~|<`]")
 
 
+@lru_cache(maxsize=512)  # an item is handed to several people within a short time
 def render(text: str) -> str:
     """`text`, Markdown (CommonMark with tables and strikethrough, line breaks kept), as an HTML fragment.
 

@@ -13,6 +13,7 @@ from sqlalchemy import Connection, RowMapping, and_, bindparam, delete, func, in
 from tutelage.feedback.projects import log
 from tutelage.feedback.schema import (
     annotator,
+    assignment,
     attempt,
     entry,
     invite,
@@ -190,10 +191,28 @@ def end_session(c: Connection, token: str) -> None:
 
 def may_see(c: Connection, me: Me, project_id: int) -> bool:
     """Whether a project is there for this person: admins see all, others those that they were invited to."""
-    if me.role == "admin":
-        return c.execute(select(project.c.id).where(project.c.id == project_id)).first() is not None
-    mine = and_(member.c.project_id == project_id, member.c.annotator_id == me.id)
-    return c.execute(select(member.c.id).where(mine)).first() is not None
+    given = {"project": project_id, "annotator": me.id}
+    return c.execute(_EXISTS if me.role == "admin" else _MEMBER, given).first() is not None
+
+
+def may_judge(c: Connection, me: Me, assignment_id: int) -> bool:
+    """Whether an assignment is this person's own, in a project that they may (still) see."""
+    given = {"assignment": assignment_id, "annotator": me.id}
+    return c.execute(_OWN if me.role == "admin" else _OWN_AS_MEMBER, given).first() is not None
+
+
+# Asked with every request, built once (see queue.py).
+_EXISTS = select(project.c.id).where(project.c.id == bindparam("project"))
+_MEMBER = select(member.c.id).where(
+    member.c.project_id == bindparam("project"), member.c.annotator_id == bindparam("annotator")
+)
+_OWN = select(assignment.c.id).where(
+    assignment.c.id == bindparam("assignment"), assignment.c.annotator_id == bindparam("annotator")
+)
+_OWN_AS_MEMBER = _OWN.join(
+    member,
+    and_(member.c.project_id == assignment.c.project_id, member.c.annotator_id == assignment.c.annotator_id),
+)
 
 
 def visible(c: Connection, me: Me) -> list[RowMapping]:

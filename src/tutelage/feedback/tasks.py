@@ -10,10 +10,11 @@ from sqlalchemy import Connection, RowMapping, bindparam, func, select
 
 from tutelage.feedback.markdown import render
 from tutelage.feedback.payloads import DEFAULTS, EVERYWHERE
-from tutelage.feedback.queue import Handed, Nothing, instructions_version
+from tutelage.feedback.queue import Handed, Nothing
 from tutelage.feedback.schema import (
     assignment,
     draft,
+    instructions,
     item,
     judgment_current,
     judgment_event,
@@ -42,10 +43,9 @@ def show(
     progress = own_progress(c, project_id, who)
     if isinstance(handed, Nothing):
         return {"assignment": None, "reason": handed.reason, "progress": progress}
-    work = c.execute(select(assignment).where(assignment.c.id == handed.assignment)).mappings().one()
-    one = _item(c, work["item_id"])
-    answers = _shown(c, one["responses"], work["permutation"])
-    url = f"/api/task/{work['id']}/media"
+    one = c.execute(_SHOWN, {"assignment": handed.assignment}).mappings().one()
+    answers = _shown(c, one["responses"], one["permutation"])
+    url = f"/api/task/{handed.assignment}/media"
     common = [{"url": f"{url}/item/{i}", "type": m["type"]} for i, m in enumerate(one["media"])]
     shown = [
         _answer(answer["text"])
@@ -60,31 +60,35 @@ def show(
         "options": EVERYWHERE | DEFAULTS[one["kind"]] | one["shared"] | one["options"],
     }
     return {
-        "assignment": work["id"],
+        "assignment": handed.assignment,
         "item": body,
         "lease_seconds": handed.lease_seconds,
-        "instructions_version": instructions_version(c, project_id),
+        "instructions_version": one["version"] or 0,
         "progress": progress,
-        "draft": c.execute(select(draft.c.payload).where(draft.c.assignment_id == work["id"])).scalar_one_or_none(),
+        "draft": one["draft"],
     }
 
 
-_ITEM = (
-    select(item, prompt.c.messages, project.c.options.label("shared"))
+_VERSION = select(func.max(instructions.c.version)).where(instructions.c.project_id == assignment.c.project_id)
+_SHOWN = (
+    select(item.c.kind, item.c.responses, item.c.options, item.c.media, assignment.c.permutation)
+    .add_columns(prompt.c.messages, project.c.options.label("shared"), project.c.media_root)
+    .add_columns(draft.c.payload.label("draft"), _VERSION.scalar_subquery().label("version"))
+    .join_from(assignment, item, item.c.id == assignment.c.item_id)
     .join(prompt, prompt.c.id == item.c.prompt_id)
     .join(project, project.c.id == item.c.project_id)
-    .where(item.c.id == bindparam("item"))
+    .outerjoin(draft, draft.c.assignment_id == assignment.c.id)
+    .where(assignment.c.id == bindparam("assignment"))
 )
-
-
-def _item(c: Connection, item_id: int) -> RowMapping:
-    return c.execute(_ITEM, {"item": item_id}).mappings().one()
+"""All of an assignment but the texts of its responses."""
+_RESPONSES = select(response.c.id, response.c.text, response.c.media).where(
+    response.c.id.in_(bindparam("ids", expanding=True))
+)
 
 
 def _shown(c: Connection, ids: list[int], order: list[int]) -> list[RowMapping]:
     """The responses as they stand on the screen."""
-    found = c.execute(select(response.c.id, response.c.text, response.c.media).where(response.c.id.in_(ids))).mappings()
-    rows = {row["id"]: row for row in found}
+    rows = {row["id"]: row for row in c.execute(_RESPONSES, {"ids": ids}).mappings()}
     return [rows[ids[index]] for index in order]
 
 
@@ -104,7 +108,15 @@ _RECENT = (
     .where(judgment_event.c.kind == "judgment")
     .order_by(judgment_event.c.seq.desc())
     .limit(50)
+    .cte("recent")
 )
+_MEDIAN = (
+    select(_RECENT.c.active_ms)
+    .order_by(_RECENT.c.active_ms)
+    .limit(1)
+    .offset(select(func.count() // 2).select_from(_RECENT).scalar_subquery())
+)
+_MINE = select(_OWN.scalar_subquery().label("mine"), _MEDIAN.scalar_subquery().label("median_ms"))
 _WANTED = (
     select(slot.c.done, func.count())
     .where(slot.c.project_id == _PROJECT, slot.c.pool.in_(("any", "expert")))
@@ -115,10 +127,7 @@ _WANTED = (
 def own_progress(c: Connection, project_id: int, who: int) -> dict[str, Any]:
     """Judgments done and wanted in the whole project, the annotator's own, and the annotator's median time in ms."""
     counts, given = slot_counts(c, project_id), {"annotator": who, "project": project_id}
-    own = c.execute(_OWN, given).scalar_one()
-    times = sorted(c.execute(_RECENT, given).scalars())
-    median = times[len(times) // 2] if times else None
-    return {"done": counts.get(1, 0), "total": sum(counts.values()), "mine": own, "median_ms": median}
+    return {"done": counts.get(1, 0), "total": sum(counts.values())} | dict(c.execute(_MINE, given).mappings().one())
 
 
 def slot_counts(c: Connection, project_id: int) -> dict[int, int]:
@@ -126,19 +135,18 @@ def slot_counts(c: Connection, project_id: int) -> dict[int, int]:
     return {done: count for done, count in c.execute(_WANTED, {"project": project_id})}  # noqa: C416  (typed)
 
 
-def media_file(c: Connection, work: RowMapping, place: str, number: int) -> tuple[Path, str] | None:
+def media_file(c: Connection, assignment_id: int, place: str, number: int) -> tuple[Path, str] | None:
     """The file of `/api/task/ID/media/PLACE/NUMBER` and its type; PLACE is `item` or a place on the screen."""
-    one = _item(c, work["item_id"])
+    one = c.execute(_SHOWN, {"assignment": assignment_id}).mappings().one()
     if place == "item":
         media = one["media"]
     elif place.isdecimal() and int(place) < len(one["responses"]):
-        media = _shown(c, one["responses"], work["permutation"])[int(place)]["media"]
+        media = _shown(c, one["responses"], one["permutation"])[int(place)]["media"]
     else:
         return None
-    root = c.execute(select(project.c.media_root).where(project.c.id == one["project_id"])).scalar_one()
-    if root is None or not 0 <= number < len(media):
+    if one["media_root"] is None or not 0 <= number < len(media):
         return None
-    path = safe_path(Path(root), media[number]["path"])
+    path = safe_path(Path(one["media_root"]), media[number]["path"])
     return None if path is None else (path, media[number]["type"])
 
 

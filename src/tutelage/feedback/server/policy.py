@@ -13,8 +13,8 @@ from fastapi.routing import APIRoute
 from sqlalchemy import Connection, select
 
 from tutelage.feedback.database import Database
-from tutelage.feedback.people import ROLES, Me, Role, may_see, seen, who_is
-from tutelage.feedback.schema import annotator, assignment, invite
+from tutelage.feedback.people import ROLES, Me, Role, may_judge, may_see, seen, who_is
+from tutelage.feedback.schema import annotator, invite
 from tutelage.feedback.server.settings import Settings
 
 Object = Literal["", "project", "assignment", "invite", "person"]
@@ -76,7 +76,8 @@ async def guard(request: Request) -> None:
     settings: Settings = request.app.state.settings
     rule = RULES[f"{'GET' if request.method == 'HEAD' else request.method} {request.scope['route'].path}"]
     token = request.cookies.get(settings.cookie, "")
-    me = await run_in_threadpool(_session, db, token) if token else None
+    named = await _named(request) if token and rule.object else {}
+    me, theirs = await run_in_threadpool(_look_up, db, token, rule.object, named) if token else (None, False)
     request.state.me = me
     if request.method not in SAFE:
         _same_origin(request, settings)
@@ -88,21 +89,21 @@ async def guard(request: Request) -> None:
         await _same_session(request, me)
     if me.role not in rule.roles:
         raise HTTPException(403, "This is not for your role.")
-    if rule.object:
-        named = await _named(request)
-        if not await run_in_threadpool(_theirs, db, me, rule.object, named):
-            raise HTTPException(404, "There is nothing here, or it is not yours to see.")
+    if rule.object and not theirs:
+        raise HTTPException(404, "There is nothing here, or it is not yours to see.")
 
 
-def _session(db: Database, token: str) -> Me | None:
+def _look_up(db: Database, token: str, kind: Object, named: dict[str, Any]) -> tuple[Me | None, bool]:
+    """Whose session it is, and whether the object is there for them: one step aside, one transaction."""
     with db.read() as c:
         found = who_is(c, token)
-    if found is None:
-        return None
+        if found is None:
+            return None, False
+        theirs = _theirs(c, found[0], kind, named)
     if found[1]:
         with db.write() as c:
             seen(c, token)
-    return found[0]
+    return found[0], theirs
 
 
 def _same_origin(request: Request, settings: Settings) -> None:
@@ -136,21 +137,14 @@ async def _named(request: Request) -> dict[str, Any]:
     return named
 
 
-def _theirs(db: Database, me: Me, kind: Object, named: dict[str, Any]) -> bool:
+def _theirs(c: Connection, me: Me, kind: Object, named: dict[str, Any]) -> bool:
     ids = {key: int(value) for key, value in named.items() if str(value).isdecimal() and len(str(value)) < 16}
     if kind not in ids:
         return False
-    with db.read() as c:
-        return _check(c, me, kind, ids)
-
-
-def _check(c: Connection, me: Me, kind: Object, ids: dict[str, int]) -> bool:
     if kind == "project":
         return may_see(c, me, ids["project"])
     if kind == "assignment":
-        mine = select(assignment.c.project_id).where(assignment.c.id == ids[kind], assignment.c.annotator_id == me.id)
-        found = c.execute(mine).scalar_one_or_none()
-        return found is not None and may_see(c, me, found)
+        return may_judge(c, me, ids["assignment"])
     if kind == "invite":
         of_project = (invite.c.id == ids[kind], invite.c.project_id == ids.get("project"))
         return (

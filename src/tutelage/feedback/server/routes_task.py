@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, HTTPException, Query, Request, Response
-from fastapi.responses import FileResponse
+from fastapi.responses import FileResponse, JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import select
 
@@ -13,7 +13,7 @@ from tutelage.feedback import judging, queue
 from tutelage.feedback.database import Database
 from tutelage.feedback.markdown import render
 from tutelage.feedback.people import Me
-from tutelage.feedback.schema import assignment, instructions
+from tutelage.feedback.schema import instructions
 from tutelage.feedback.tasks import media_file, show
 
 router = APIRouter()
@@ -62,15 +62,13 @@ def context(request: Request) -> tuple[Database, Me]:
 
 
 @router.get("/api/task/next")
-def next_task(
-    request: Request, project: int, ahead: Annotated[int, Query(ge=0, le=queue.FURTHEST)] = 0
-) -> dict[str, Any]:
+def next_task(request: Request, project: int, ahead: Annotated[int, Query(ge=0, le=queue.FURTHEST)] = 0) -> Response:
     """The item in hand, or the next one; `ahead=1`: the one after it, to be there at once."""
     db, me = context(request)
     with db.write() as c:
         handed = queue.next_task(c, project, me.id, ahead)
     with db.read() as c:
-        return show(c, project, me.id, handed)
+        return JSONResponse(show(c, project, me.id, handed))
 
 
 @router.post("/api/task/{assignment}/heartbeat", status_code=204)
@@ -83,20 +81,19 @@ def heartbeat(request: Request, assignment: int) -> Response:
 
 
 @router.post("/api/task/{assignment}/submit")
-def submit(request: Request, assignment: int, body: Submitted) -> dict[str, Any]:
+def submit(request: Request, assignment: int, body: Submitted) -> Response:
     """Store a judgment and hand out the next item, in one transaction; the same key again changes nothing."""
     db, me = context(request)
     try:
         with db.write() as c:
             done = judging.submit(c, assignment, me.id, body.key, body.payload, measured=body.measured())
-            project = project_of(c, assignment)
-            handed = queue.next_task(c, project, me.id, body.ahead)
+            handed = queue.next_task(c, done.project, me.id, body.ahead)
     except judging.KeyConflictError as error:
         raise HTTPException(409, str(error)) from None
     except ValueError as error:
         raise HTTPException(422, str(error)) from None
     with db.read() as c:
-        return {"accepted": True, "late": done.late, "next": show(c, project, me.id, handed)}
+        return JSONResponse({"accepted": True, "late": done.late, "next": show(c, done.project, me.id, handed)})
 
 
 @router.post("/api/task/undo")
@@ -128,7 +125,7 @@ def media(request: Request, assignment: int, place: str, number: int) -> FileRes
     """An image, GIF or short video of an item, under an address that says nothing of its file."""
     db, _ = context(request)
     with db.read() as c:
-        found = media_file(c, work_of(c, assignment), place, number)
+        found = media_file(c, assignment, place, number)
     if found is None:
         raise HTTPException(404, "There is no such file.")
     return FileResponse(found[0], media_type=found[1])
@@ -153,13 +150,3 @@ def instructions_of(c: Any, project: int, version: int | None) -> dict[str, Any]
     if chosen is None:
         return {"version": 0, "html": "", "versions": versions}
     return {"version": chosen["version"], "html": render(chosen["text"]), "versions": versions}
-
-
-def work_of(c: Any, assignment_id: int) -> Any:
-    """An assignment's row."""
-    return c.execute(select(assignment).where(assignment.c.id == assignment_id)).mappings().one()
-
-
-def project_of(c: Any, assignment_id: int) -> int:
-    """The project of an assignment."""
-    return work_of(c, assignment_id)["project_id"]
