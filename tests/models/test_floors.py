@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-import torch
 
 from tutelage.models.floors import FORWARD, Network, decode, kv_bytes, optimizer, passes, prefill, schedule
 from tutelage.models.hardware import Machine
@@ -83,6 +82,7 @@ def test_what_a_network_is():
     """Full, with an adapter, frozen, untied, with a scalar head: body and head stay, what is trained differs."""
     module, _ = tiny()
     full = Network.of(module)
+    assert full is not None
     assert full == Network(body_of_tiny(), 259 * 64, body_of_tiny() + 259 * 64, 6, 4, 2 * 2 * 2 * 16 * 4)
     assert full.parameters == sum(p.numel() for p in module.parameters())
     untied, _ = tiny(tied=False)
@@ -94,7 +94,7 @@ def test_what_a_network_is():
     assert Network.of(adapted) == replace(full, trained=2 * sum(4 * (a + b) for a, b in sizes), factor=4)
     value = new_scalar_model(tiny()[0].model)
     assert Network.of(value) == replace(full, head=0, trained=body_of_tiny() + 259 * 64 + 64)
-    half = tiny()[0].to(torch.bfloat16)
+    half = tiny()[0].bfloat16()
     assert Network.of(half) == replace(full, weight_bytes=2, kv_bytes=full.kv_bytes // 2)
 
 
