@@ -141,3 +141,13 @@ def test_a_folder_with_other_things_in_it_is_refused(place, capsys):
     assert "kept" in err
     assert "choose another with --out" in err
     assert [path.name for path in (place / "kept").iterdir()] == ["notes.txt"]
+
+
+@pytest.mark.parametrize("command", ["sft", "reward", "prefer", "rl --reward finished"])
+def test_a_folder_in_use_is_refused_before_anything_is_read(place, capsys, command):
+    (place / "kept").mkdir()
+    (place / "kept" / "notes.txt").write_text("mine")
+    code, err = run(capsys, f"{command} --model nowhere --data nowhere.jsonl --out kept")
+    assert code == 2
+    assert "kept is not empty" in err
+    assert "nowhere" not in err

@@ -17,7 +17,7 @@ from tutelage.data.collate import comparisons
 from tutelage.data.readers import Loaded
 from tutelage.data.shapes import Kind
 from tutelage.models.load import save_policy
-from tutelage.stages.common import Actor, Training, load_actor
+from tutelage.stages.common import Actor, Training, check_out, load_actor
 from tutelage.stages.monitor import Monitor, monitor_hooks
 from tutelage.stages.pairs import load_split, pair_draw
 from tutelage.stages.preferences import heldout_accuracy
@@ -79,6 +79,7 @@ def ready(cfg: Prefer, training: Sequence[Loaded], heldout: Sequence[Any]) -> tu
 
 def main(cfg: Prefer) -> Path:
     """Run the command; returns the run folder, which holds policy/ and prefer.json."""
+    check_out(cfg, "prefer")
     training, heldout = load_split(cfg, cfg.reads)
     prepared, actor = ready(cfg, training, heldout)
     run = run_task(cfg, "prefer", prepared, monitor_hooks(cfg.monitor, actor, cfg.seed))

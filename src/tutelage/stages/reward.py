@@ -28,7 +28,7 @@ from tutelage.models.logprobs import HeadedModel
 from tutelage.records import Comparison
 from tutelage.rewards.terms import RewardText
 from tutelage.stages.assessment import RATED, load_rated, ready_rated, report_rated
-from tutelage.stages.common import Count, Training
+from tutelage.stages.common import Count, Training, check_out
 from tutelage.stages.pairs import load_split, pair_draw
 from tutelage.stages.scoring import new_scorer, reading_chat, scoring_task, start_head
 from tutelage.stages.training import Ready, finished, records_of, run_task
@@ -95,6 +95,7 @@ def ready(cfg: Reward, training: Sequence[Loaded], heldout: Sequence[Any]) -> tu
 
 def main(cfg: Reward) -> Path:
     """Run the command; returns the run folder, which holds reward_model/ and reward.json."""
+    check_out(cfg, "reward")
     training, heldout = load_data(cfg)
     prepared, module = ready(cfg, training, heldout)
     if cfg.probe and isinstance(cfg.algorithm, BradleyTerry) and not cfg.resume:

@@ -30,7 +30,7 @@ from tutelage.models.sampling import Decoding
 from tutelage.records import Prompt
 from tutelage.rewards.combine import Combined, combine
 from tutelage.rewards.steps import score_steps
-from tutelage.stages.common import Actor, Count, Training, load_actor
+from tutelage.stages.common import Actor, Count, Training, check_out, load_actor
 from tutelage.stages.distill import check_teacher, with_teacher
 from tutelage.stages.exam import Exam, exam_hooks, measured, verifier_of
 from tutelage.stages.human import Human, check_human, with_people
@@ -124,6 +124,7 @@ def main(cfg: RL) -> Path:
         raise ValueError(
             "no reward: give --reward NAME, package.module:function or a reward model's folder (docs/rewards.md)"
         )
+    check_out(cfg, "rl")
     prompts = load(cfg.data, "prompt", cfg.bad_rows, NO_PROMPTS)
     with ExitStack() as stack:
         rewards = stack.enter_context(rewards_of(cfg, cfg.reward) if cfg.reward else Combined(()))

@@ -16,7 +16,7 @@ from tutelage.console import say
 from tutelage.data.readers import Loaded
 from tutelage.data.shapes import Kind
 from tutelage.models.load import save_policy
-from tutelage.stages.common import Actor, Count, Training, load_actor
+from tutelage.stages.common import Actor, Count, Training, check_out, load_actor
 from tutelage.stages.distill import check_teacher, sequence_draw, token_draw, with_teacher
 from tutelage.stages.training import Ready, finished, load, records_of, run_task
 from tutelage.training.loop import Task
@@ -82,6 +82,7 @@ def ready(cfg: Sft, loaded: Sequence[Loaded], limit: int | None = None) -> tuple
 
 def main(cfg: Sft) -> Path:
     """Run the command; returns the run folder, which holds policy/."""
+    check_out(cfg, "sft")
     loaded = load(cfg.data, cfg.reads, cfg.bad_rows, HINT)
     prepared, actor = ready(cfg, loaded)
     run = run_task(cfg, "sft", prepared)

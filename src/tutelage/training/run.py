@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import re
-import shlex
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -13,16 +12,13 @@ from typing import Any, Self
 
 import yaml
 
-from tutelage.config import to_dict
 from tutelage.console import say, warn
 from tutelage.records import write_jsonl
 from tutelage.training.checkpoint import Checkpoints
 from tutelage.training.environment import differences, environment
-from tutelage.training.files import clear_disk_errors, is_leftover, write_whole
-from tutelage.training.sinks import Sink, check_sinks, open_sinks
-
-MAY_CHANGE = ("steps", "out", "resume", "human")
-"""Settings that a resumed run may give anew: how long, where, that it is resumed, and how people are reached and awaited."""
+from tutelage.training.files import clear_disk_errors, write_whole
+from tutelage.training.opening import check_opening, resume_command
+from tutelage.training.sinks import Sink, open_sinks
 
 
 class Run:
@@ -48,13 +44,12 @@ class Run:
         """Begin a run in a folder that is new or empty, or go on with the one that is there.
 
         Raises ValueError for a folder in use without `resume`, one that is no run folder, one that cannot be written, or
-        settings that differ from those it was started with (all but `MAY_CHANGE`), and for a sink that is not installed.
+        settings that differ from those it was started with (all but `opening.MAY_CHANGE`), and for a sink that is not installed.
         """
         folder = Path(folder)
-        check_sinks(sinks)
-        recipe = _recipe(config, command)
-        before = _before(folder, command, resume)
-        _refuse_changes(folder, before, recipe)
+        recipe, before = check_opening(folder, config, command, resume, sinks=sinks)
+        if resume and before is None:
+            say(f"nothing to resume in {folder} yet: starting from the beginning")
         run = cls(folder, recipe, keep, sinks)
         try:
             run._begin(before)
@@ -65,7 +60,7 @@ class Run:
     @property
     def resume_command(self) -> str:
         """The command line that goes on with this run."""
-        return _resume_command(self.recipe["command"], self.folder)
+        return resume_command(self.recipe["command"], self.folder)
 
     def choice(self, name: str, measure: Callable[[], Any]) -> Any:
         """What `measure` found when the run first asked (plain JSON data): a resumed run must not choose anew."""
@@ -158,57 +153,6 @@ class Run:
 
     def _write_facts(self) -> None:
         write_whole(self.folder / "environment.json", json.dumps(self._facts, indent=1) + "\n")
-
-
-def _recipe(config: Any, command: str) -> dict[str, Any]:
-    """The settings as they are read back from config.yaml; `resume` is how a run was opened, not what it is."""
-    settings = to_dict(config)
-    if "resume" in settings:
-        settings["resume"] = False
-    return yaml.safe_load(yaml.safe_dump({"command": command, **settings}, sort_keys=False))
-
-
-def _resume_command(command: str, folder: Path) -> str:
-    return f"tutelage {command} {shlex.quote(str(folder / 'config.yaml'))} --out {shlex.quote(str(folder))} --resume"
-
-
-def _before(folder: Path, command: str, resume: bool) -> dict[str, Any] | None:
-    """The settings of the run that is in the folder, None for a folder that is new, empty, or was killed at birth."""
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder} is a file; choose another folder with --out")
-    names = {p.name for p in folder.iterdir() if not is_leftover(p)} if folder.is_dir() else set()
-    if not names:
-        if resume:
-            say(f"nothing to resume in {folder} yet: starting from the beginning")
-        return None
-    if "config.yaml" not in names:
-        raise ValueError(f"{folder} is not empty and not a run folder (no config.yaml); choose another with --out")
-    if not resume:
-        raise ValueError(
-            f"{folder} holds a run already; go on with it by `{_resume_command(command, folder)}`, "
-            "or choose another folder with --out"
-        )
-    try:
-        found = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{folder / 'config.yaml'}: not valid YAML: {error}") from None
-    if not isinstance(found, dict):
-        raise ValueError(f"{folder / 'config.yaml'}: expected a mapping, got {type(found).__name__}")
-    return found
-
-
-def _refuse_changes(folder: Path, before: Mapping[str, Any] | None, recipe: Mapping[str, Any]) -> None:
-    changes = {} if before is None else differences(before, recipe)
-    wrong = [
-        f"  {key}: was {was!r}, is {now!r}"
-        for key, (was, now) in changes.items()
-        if key.partition(".")[0] not in MAY_CHANGE
-    ]
-    if wrong:
-        raise ValueError(
-            f"{folder} was started with other settings; give the old ones, or start a new folder with --out:\n"
-            + "\n".join(wrong)
-        )
 
 
 def _keep_before(path: Path, step: int) -> int:
