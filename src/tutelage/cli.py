@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import warnings
 from collections.abc import Sequence
 from importlib import import_module
 
@@ -136,10 +135,6 @@ def settle_process() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    warnings.filterwarnings(
-        "ignore", category=FutureWarning, module=r"(transformers|peft|torch)\."
-    )  # not the user's to mend
     if sys.platform == "linux":
         import ctypes
 

@@ -15,6 +15,8 @@ from filelock import FileLock
 from tokenizers import pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from tutelage.models.quiet import quiet
+
 BUILTIN_PREFIX = "builtin:"
 CACHE_FORMAT = 1  # raise it when the files written below change, so that older directories are left alone
 
@@ -140,7 +142,7 @@ def _prepare(name: str, packaged: PackagedModel, folder: Path, target: Path) -> 
         if target.is_dir():
             return
         print(f"Preparing {name} in {target} (once) ...", file=sys.stderr, flush=True)
-        with atomic_directory(target) as directory:
+        with quiet(), atomic_directory(target) as directory:
             model, tokenizer = dequantise(folder, packaged.context)
             model.save_pretrained(directory)
             tokenizer.save_pretrained(directory)

@@ -26,6 +26,7 @@ from transformers.utils import find_adapter_config_file
 
 from tutelage.models.builtin import BUILTIN_PREFIX, PACKAGED, atomic_directory, hub_in_reach, resolve_builtin
 from tutelage.models.lora import LoRA, add_lora, merged_state, unwrapped
+from tutelage.models.quiet import quiet
 
 RUN_PARTS = ("policy", "reward_model")
 """What a finished run folder holds."""
@@ -151,7 +152,7 @@ def write_model(
     """Saves `state` through `plain`, a model of the right class without memory (device meta), beside the tokenizer."""
     plain.load_state_dict(dict(state), assign=True)
     plain.tie_weights()
-    with atomic_directory(Path(directory)) as partial:
+    with quiet(), atomic_directory(Path(directory)) as partial:
         plain.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
 
@@ -194,6 +195,7 @@ def describe(model: nn.Module) -> str:
     )
 
 
+@quiet()
 def pretrained(auto: Any, path: Path | str, dtype: torch.dtype) -> PreTrainedModel:
     """`auto.from_pretrained` from safetensors only, dropout off, an adapter merged in; refuses weights that would be random."""
     try:

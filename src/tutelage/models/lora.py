@@ -12,6 +12,8 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from tutelage.models.quiet import quiet
+
 
 @dataclass(frozen=True)
 class LoRA:
@@ -36,7 +38,7 @@ def add_lora(model: PreTrainedModel, lora: LoRA, *, seed: int = 0, task: str | N
     targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
     settings = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=targets, lora_dropout=0.0, task_type=task)
     linear = sorted({n.rpartition(".")[2] for n, m in model.named_modules() if isinstance(m, nn.Linear)})
-    with torch.random.fork_rng():
+    with quiet(), torch.random.fork_rng():
         torch.manual_seed(seed)
         try:
             wrapped = cast(PeftModel, get_peft_model(model, settings))
