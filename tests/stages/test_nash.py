@@ -13,6 +13,7 @@ from tutelage.models.tiny import tiny
 from tutelage.records import read_jsonl
 from tutelage.stages import evaluate, reward, rl
 from tutelage.stages.exploit import expanded
+from tutelage.training.meter import MEASURED
 
 PAIRS = [
     {
@@ -69,10 +70,7 @@ def play(folder: Path, out: str, **changes) -> Path:
 
 
 def rows_of(run: Path) -> list[dict]:
-    return [
-        {k: v for k, v in row.items() if "time" not in k and "second" not in k}
-        for row in read_jsonl(run / "metrics.jsonl")
-    ]
+    return [{k: v for k, v in row.items() if not k.startswith(MEASURED)} for row in read_jsonl(run / "metrics.jsonl")]
 
 
 @pytest.mark.slow

@@ -20,6 +20,7 @@ from tutelage.models.tiny import tiny as make_tiny
 from tutelage.records import read_jsonl
 from tutelage.stages.rl import RL, main, temperature_at
 from tutelage.training.loop import Task
+from tutelage.training.meter import MEASURED
 from tutelage.training.rollouts import RolloutSource
 
 SMALL = {"batch_size": 2, "max_new_tokens": 6, "seed": 3, "optimization": {"save_every": 1}}
@@ -53,7 +54,7 @@ def run(place: Path, out: Path, **options: Any) -> list[dict[str, Any]]:
 
 
 def plain(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{k: v for k, v in row.items() if "time/" not in k and "per_second" not in k} for row in rows]
+    return [{k: v for k, v in row.items() if not k.startswith(MEASURED)} for row in rows]
 
 
 PPO_IN_FULL: dict[str, Any] = {

@@ -303,9 +303,9 @@ def test_weights_and_random_state_stay_bit_for_bit(tiny, chat, adapter):
     assert all(p.grad is None for p in module.parameters())
 
 
-def test_packed_tokens_count_shared_prompts_and_answers_once(chat):
+def test_packed_tokens_count_shared_prompts_and_the_answers_of_pairs_once(chat):
     batch = sequences([[1, 2, 3], [4]], [0, 0, 0, 1], [[5, 6], [5, 6], [7], [8]])
-    assert packed_tokens(batch) == 3 + 2 + 1 + 1 + 1
+    assert packed_tokens(batch) == 3 + 2 + 2 + 1 + 1 + 1  # sampled twice, computed twice
     collated = comparisons([PAIRS[0], Comparison(user("hi"), Answer("yes"), Answer("perhaps"))], chat, 100)
     assert packed_tokens(collated.batch) == 21 + 4 + 3 + 8  # "hi" opened, yes, no, perhaps, each ended
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import platform
+import resource
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -86,9 +88,15 @@ def machine(dtype: torch.dtype, device: torch.device, threads: int) -> Machine:
 
 def measure(dtype: torch.dtype, device: torch.device, seconds: float = SECONDS) -> Machine:
     """Measure for about `seconds` each; the best of all repetitions counts."""
+    flops, bandwidth = product_rate(dtype, device, seconds), read_rate(device, seconds)
+    return replace(conditions(dtype, device), flops=flops, bandwidth=bandwidth)
+
+
+def conditions(dtype: torch.dtype, device: torch.device) -> Machine:
+    """What a measurement would be made under; nothing is measured (both rates are 0)."""
     return Machine(
-        flops=product_rate(dtype, device, seconds),
-        bandwidth=read_rate(device, seconds),
+        flops=0.0,
+        bandwidth=0.0,
         dtype=str(dtype).removeprefix("torch."),
         threads=torch.get_num_threads(),
         device=str(device),
@@ -161,6 +169,13 @@ def processor() -> str:
     lines = info.read_text(encoding="utf-8", errors="replace").splitlines() if info.is_file() else []
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return models[0] if models else platform.processor()
+
+
+def peak_memory(place: torch.device) -> int:
+    """Bytes at the peak so far: of the GPU's memory where the model is there, else of this process."""
+    if place.type == "cuda":
+        return torch.cuda.max_memory_allocated(place)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def total_memory(device: torch.device) -> int:

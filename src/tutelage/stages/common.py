@@ -69,6 +69,8 @@ class Training(Common):
     """Shape of the adapter."""
     optimization: Optimization = field(default_factory=Optimization)
     """AdamW, schedule, size of a pass, checkpoints."""
+    require_packed: bool = False
+    """Stop where rows could not run packed (each prompt once, no padding) and would fall back to padded ones."""
     log_to: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
     """Where metrics go besides metrics.jsonl."""
 

@@ -34,6 +34,7 @@ from tutelage.stages.common import Actor, Count, Training, check_out, load_actor
 from tutelage.stages.distill import check_teacher, with_teacher
 from tutelage.stages.exam import Exam, exam_hooks, measured, verifier_of
 from tutelage.stages.human import Human, check_human, with_people
+from tutelage.stages.metering import scorers_of
 from tutelage.stages.mix import pretraining_mix
 from tutelage.stages.monitor import Monitor, judges_of, monitor_hooks
 from tutelage.stages.nash import duels, rewards_of
@@ -115,7 +116,7 @@ def ready(
         both = with_teacher(cfg, actor, cfg.teacher)
         task = replace(task, models=replace(task.models, policy=both.policy, teacher=both.teacher))
     say(f"{len(records)} prompts, {cfg.batch_size} x {cfg.algorithm.group_size} answers a step, {task.steps} steps")
-    return Ready(task, actor.chat, records), actor
+    return Ready(task, actor.chat, records, scorers=scorers_of(rewards)), actor
 
 
 def main(cfg: RL) -> Path:

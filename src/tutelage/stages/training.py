@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
+from torch import nn
+
 from tutelage.console import say
 from tutelage.data.chat import Chat
 from tutelage.data.collate import Collated
@@ -15,9 +17,11 @@ from tutelage.data.shapes import Kind
 from tutelage.data.stream import Mixture, Stream
 from tutelage.evaluation.report import training_report
 from tutelage.stages.common import Training, open_run, resume_line
+from tutelage.stages.metering import metered, open_meter
 from tutelage.training.loop import Draw, Hook, Task, train
 from tutelage.training.preflight import preflight
 from tutelage.training.run import Run
+from tutelage.training.work import Passes
 
 T = TypeVar("T")
 
@@ -39,22 +43,28 @@ class Ready(Generic[T]):
     chat: Chat
     records: Sequence[T]
     collated: Collated[Any] | None = None
+    scorers: tuple[nn.Module, ...] = ()
+    """The reward models, whose work is part of a step's."""
 
 
 def run_task(cfg: Training, command: str, ready: Ready[Any], hooks: tuple[Hook, ...] = ()) -> Run:
     """Preflight, the run folder, the loop, and a report that is drawn anew at every checkpoint."""
+    passes = Passes(ready.task.models, ready.scorers, require_packed=cfg.require_packed)
+    passes.check()
     found = preflight(ready.task, ready.chat, ready.records, ready.collated)
     run = open_run(cfg, command)
     found.note(run)
+    meter = open_meter(ready.task, run.folder, passes)
     task = ready.task
     if isinstance(task.draw, Inside):
         task = replace(task, draw=task.draw.within(run))
+    task = metered(task, meter)
 
     def draw_report(step: int) -> Mapping[str, float]:
         training_report(run.folder)
         return {}
 
-    train(task, run, (*hooks, Hook(cfg.optimization.save_every, draw_report)), resume_line(command, run))
+    train(task, run, (*hooks, Hook(cfg.optimization.save_every, draw_report)), resume_line(command, run), meter)
     training_report(run.folder)
     return run
 

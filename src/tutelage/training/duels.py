@@ -95,6 +95,9 @@ class DuelSource(RolloutSource):
         groups = self.sampler.sample(tokens, self.group_size, decoding, seed)
         rivals = self.mixture.sample(tokens, self.group_size, decoding, f"{seed}/rival")
         sampled = time.perf_counter()
+        self.said(tokens, groups)
+        for _ in range(self.sides - 1):  # a mixture says each of its tokens with two models
+            self.said(tokens, rivals)
         wins = self.preference.probability(prompts, groups, rivals)
         took = {"time/sample": sampled - clock, "time/reward": time.perf_counter() - sampled}
         spoken = sum(len(answer.tokens) for side in (groups, rivals) for group in side for answer in group)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -21,9 +20,11 @@ from tutelage.training.checkpoint import (
     trainable_tensors,
 )
 from tutelage.training.interrupt import Interrupt, Interrupted, Paused
+from tutelage.training.meter import Meter
 from tutelage.training.optim import Optimization, adamw, learning_rate, named_trainable, set_learning_rate
 from tutelage.training.run import Run
 from tutelage.training.update import Averages, accumulate, clip_gradients, minibatches
+from tutelage.training.work import Passes
 
 Draw = Callable[[int], tuple[Rows, Mapping[str, float]]]
 """Step -> the step's batch and what drawing it measured; the same step gives the same batch (for the same weights)."""
@@ -83,21 +84,25 @@ class Progress:
     optimizer: torch.optim.Optimizer
 
 
-def train(task: Task, run: Run, hooks: tuple[Hook, ...] = (), resume_command: str = "") -> State:
+def train(
+    task: Task, run: Run, hooks: tuple[Hook, ...] = (), resume_command: str = "", meter: Meter | None = None
+) -> State:
     """Run (or go on with) a task; every step is logged, checkpoints are saved and Ctrl-C saves before it stops.
+
+    `meter` compares each step with the machine's limits; the default one only takes its time.
 
     Raises Interrupted after a Ctrl-C or where a step has to wait (`Paused`), ValueError for a batch that trains nothing
     or a gradient that is not finite.
     """
     missing = task.models.missing((*task.algorithm.needs, *(task.beside.algorithm.needs if task.beside else ())))
     assert not missing, f"{type(task.algorithm).__name__} needs {missing}"
-    progress = _start(task, run)
-    with Interrupt() as interrupt, track(task.steps, task.label) as bar:
+    progress, meter = _start(task, run), meter or Meter(Passes(task.models))
+    with Interrupt() as interrupt, meter.attached(), track(task.steps, task.label) as bar:
         bar.advance(progress.step)
         while progress.step < task.steps:
             step = progress.step
             try:
-                metrics = one_step(task, progress)
+                metrics = one_step(task, progress, meter)
             except Paused as paused:
                 save(task, progress, run)
                 warn(f"step {step}: {paused}")
@@ -116,40 +121,38 @@ def train(task: Task, run: Run, hooks: tuple[Hook, ...] = (), resume_command: st
     return progress.state
 
 
-def one_step(task: Task, progress: Progress) -> dict[str, float]:
+def one_step(task: Task, progress: Progress, meter: Meter | None = None) -> dict[str, float]:
     """One step of the loop: a batch, what it holds fixed, and one or several optimiser steps on it."""
-    clock = time.perf_counter()
-    batch, drawn = task.draw(progress.step)
-    batch = batch.to(next(iter(named_trainable(task.trained).values())).device)
-    drawn_at = time.perf_counter()
-    batch, state, prepared = task.algorithm.prepare(task.models, batch, progress.state)
-    prepared_at = time.perf_counter()
-    updated = _update(task, progress, batch)
+    meter = meter or Meter(Passes(task.models))
+    with meter.phase("draw"):
+        batch, drawn = task.draw(progress.step)
+        batch = batch.to(next(iter(named_trainable(task.trained).values())).device)
+    with meter.phase("prepare"):
+        meter.need(batch)
+        batch, state, prepared = task.algorithm.prepare(task.models, batch, progress.state)
+    updated, updates = _update(task, progress, batch, meter)
     progress.state = state
-    return {
-        **drawn,
-        **prepared,
-        **updated,
-        "time/draw": drawn_at - clock,
-        "time/prepare": prepared_at - drawn_at,
-        "time/update": time.perf_counter() - prepared_at,
-    }
+    return {**drawn, **prepared, **updated, **meter.finish(drawn, updates)}
 
 
-def _update(task: Task, progress: Progress, batch: Rows) -> dict[str, float]:
+def _update(task: Task, progress: Progress, batch: Rows, meter: Meter) -> tuple[dict[str, float], int]:
+    """The metrics of the optimiser steps on a batch, and how many they were."""
     parameters = list(named_trainable(task.trained).values())
     rate = learning_rate(task.settings, progress.step, task.steps, task.peak)
     set_learning_rate(progress.optimizer, rate)
     loss, norms, averages, second = 0.0, [], Averages(), Averages()
     passes, parts = getattr(task.algorithm, "passes", 1), getattr(task.algorithm, "minibatches", 1)
+    budget = task.settings.tokens_per_pass
     for turn in range(passes):
         for part, rows in enumerate(minibatches(len(batch), parts, f"{task.seed}/{progress.step}/{turn}")):
-            progress.optimizer.zero_grad(set_to_none=True)
-            value, measured = accumulate(task.algorithm, task.models, batch[rows], task.settings.tokens_per_pass)
-            if task.beside is not None:
-                second.join(_beside(task, task.beside, (progress.step * passes + turn) * parts + part))
-            norms.append(clip_gradients(parameters, task.settings.max_grad_norm))
-            progress.optimizer.step()
+            with meter.phase("update"):
+                progress.optimizer.zero_grad(set_to_none=True)
+                value, measured = accumulate(task.algorithm, task.models, batch[rows], budget, need=meter.need)
+                if task.beside is not None:
+                    second.join(_beside(task, task.beside, (progress.step * passes + turn) * parts + part, meter))
+            with meter.phase("optimizer"):
+                norms.append(clip_gradients(parameters, task.settings.max_grad_norm))
+                progress.optimizer.step()
             loss += value / (passes * parts)
             averages.join(measured)
     progress.optimizer.zero_grad(set_to_none=True)
@@ -160,15 +163,15 @@ def _update(task: Task, progress: Progress, batch: Rows) -> dict[str, float]:
         "loss": loss,
         "optim/gradient_norm": sum(norms) / len(norms),
         "optim/learning_rate": rate,
-    }
+    }, len(norms)
 
 
-def _beside(task: Task, term: Beside, number: int) -> Averages:
+def _beside(task: Task, term: Beside, number: int, meter: Meter) -> Averages:
     """Gradients of the second term of the `number`-th optimiser step, added to those that are there."""
     place = next(iter(named_trainable(task.trained).values())).device
     rows, _, _ = term.algorithm.prepare(task.models, term.draw(number).to(place), term.algorithm.initial_state())
     budget = task.settings.tokens_per_pass
-    return accumulate(term.algorithm, task.models, rows, budget, scale=term.coefficient)[1]
+    return accumulate(term.algorithm, task.models, rows, budget, scale=term.coefficient, need=meter.need)[1]
 
 
 def _start(task: Task, run: Run) -> Progress:
@@ -204,4 +207,5 @@ def restore(task: Task, progress: Progress, saved: Saved) -> None:
 def _headline(metrics: Mapping[str, float]) -> dict[str, float]:
     """The few figures that a progress bar has room for."""
     wanted = ("loss", "reward/mean", "policy/kl", "accuracy/comparison", "accuracy/implicit", "answer/finished")
+    wanted += ("fraction_of_limit", "memory_gb")
     return {name.split("/")[-1]: metrics[name] for name in wanted if name in metrics}

@@ -11,6 +11,7 @@ from typing import Any, Self
 from tutelage.data.batch import Prompts, Sequences, concat, sequences
 from tutelage.models.sampling import Decoding, Sampler
 from tutelage.records import Answer, Demonstration, Prompt
+from tutelage.training.rollouts import Said
 from tutelage.training.run import Run
 
 
@@ -30,6 +31,7 @@ class MixedSource:
     share: float
     seed: int
     keep_samples: Callable[[int, list[dict[str, Any]]], None]
+    said: Said = lambda prompts, groups: None
 
     def __post_init__(self) -> None:
         assert 0 <= self.share <= 1, self.share
@@ -55,6 +57,7 @@ class MixedSource:
             "time/sample": time.perf_counter() - clock,
             "answer/finished": sum(answer.finished for answer in answers) / len(answers),
         }
+        self.said(tokens, [[answer] for answer in answers])
         self.keep_samples(step, [_sample(prompt, answer) for prompt, answer in zip(asked, answers, strict=True)])
         said = sequences(tokens, range(len(tokens)), [answer.tokens for answer in answers])
         return (joined(self.collate(given), said) if given else said), metrics

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import random
-import resource
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,6 +12,7 @@ import torch
 
 from tutelage.console import duration
 from tutelage.data.batch import Rollouts, Rows, row_keys
+from tutelage.models.hardware import peak_memory
 from tutelage.models.packing import micro_batches
 from tutelage.records import Answer
 from tutelage.training.findings import Finding, adapted_layers, row_totals
@@ -21,6 +20,7 @@ from tutelage.training.loop import Task
 from tutelage.training.optim import named_trainable
 from tutelage.training.rollouts import RolloutSource, rollouts
 from tutelage.training.update import accumulate
+from tutelage.training.work import packed_tokens
 
 CANDIDATES = 256
 """Rows of a data set that the heaviest micro-batch is put together from: the longest, and as many over all lengths."""
@@ -85,14 +85,6 @@ def untouched(task: Task) -> Iterator[None]:
         finally:
             for parameter in named_trainable(task.trained).values():
                 parameter.grad = None
-
-
-def packed_tokens(batch: Rows) -> int:
-    """Tokens that a forward computes: equal prompts once, equal answers once."""
-    parts = batch.sequences()
-    seen = {key for part in parts for key in row_keys(part)}
-    prompts = parts[0].prompts.tokens
-    return sum((len(key) - 1) // 2 for key in seen) + sum(len(prompts[p]) for p in {key[0] for key in seen})
 
 
 def heaviest(batch: Rows, tokens: int, rows: int) -> Rows:
@@ -205,10 +197,3 @@ def plan(task: Task, seen: Rehearsal, tried: Tried | None, drawn: Sequence[Rows]
     ]
     moments = 2 * sum(p.numel() * p.element_size() for p in named_trainable(task.trained).values())
     return Plan(task.steps, tuple(phases), seen.peak + moments, tried is not None)
-
-
-def peak_memory(place: torch.device) -> int:
-    """Bytes at the peak so far: of the GPU's memory where the model is there, else of this process."""
-    if place.type == "cuda":
-        return torch.cuda.max_memory_allocated(place)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

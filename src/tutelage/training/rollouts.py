@@ -24,6 +24,8 @@ Measure = Callable[["Drawn"], Mapping[str, float]]
 """What one may want to know of a step's answers -> metrics."""
 ReadOut = Callable[[Rollouts], list[list[float]]]
 """A number for every token of every row, for samples.jsonl (such as the value model's)."""
+Said = Callable[[Sequence[Sequence[int]], Sequence[Sequence[Answer]]], None]
+"""Is told prompts (as token ids) and the answers [P][G] that a model has just given to them."""
 FAR = 1_000_000
 """Attempt a of step s takes the prompts that step s + a * FAR would have: another place of the same endless stream."""
 
@@ -76,6 +78,7 @@ class RolloutSource:
     score_steps: ScoreSteps | None = None
     measure: Measure | None = None
     read_out: ReadOut | None = None
+    said: Said = lambda prompts, groups: None
 
     def __post_init__(self) -> None:
         if self.decoding.truncates:
@@ -126,6 +129,7 @@ class RolloutSource:
         tokens = [list(self.encode(prompt)) for prompt in prompts]
         groups = self.sampler.sample(tokens, self.group_size, decoding, seed)
         sampled = time.perf_counter()
+        self.said(tokens, groups)
         rewards, parts = self.score(prompts, groups)
         took = {"time/sample": sampled - clock, "time/reward": time.perf_counter() - sampled}
         spoken = sum(len(answer.tokens) for group in groups for answer in group)

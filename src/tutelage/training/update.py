@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -41,9 +41,17 @@ class Averages:
 
 
 def accumulate(
-    algorithm: Algorithm, models: Models, batch: Rows, tokens: int, *, scale: float = 1.0
+    algorithm: Algorithm,
+    models: Models,
+    batch: Rows,
+    tokens: int,
+    *,
+    scale: float = 1.0,
+    need: Callable[[Rows], None] = lambda rows: None,
 ) -> tuple[float, Averages]:
     """Gradients of one optimiser step, times `scale`, added into `.grad`; returns the loss (unscaled) and its metrics.
+
+    `need` is told the rows that count.
 
     Rows that count for nothing cost nothing. Raises ValueError where nothing is trained on (every label masked), instead of
     a run that learns nothing with loss 0, unless the method says that it `may_rest`: then there is no gradient.
@@ -59,6 +67,7 @@ def accumulate(
     if not bool(alive.all()):
         kept = alive.nonzero()[:, 0]
         batch, weights = batch[kept], weights[kept]
+    need(batch)
     loss, averages = 0.0, Averages()
     for rows in micro_batches(batch, tokens):
         part = weights[rows.to(weights.device)]
