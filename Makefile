@@ -19,11 +19,11 @@ endif
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .DELETE_ON_ERROR:
-.PHONY: help install demo test check check-static check-fast learn screenshots sizes clean
+.PHONY: help install demo test check check-static check-fast learn bench screenshots sizes clean
 
 help:
 	@sed -n 's/^# //p' Makefile | head -2
-	@echo "also: install, check-static, check-fast, learn (the learning table), screenshots (the annotation app's pages, into build/screenshots), sizes (lines per package), clean (removes $(VENV))"
+	@echo "also: install, check-static, check-fast, learn (the learning table), bench (speed against other tools), screenshots (the annotation app's pages, into build/screenshots), sizes (lines per package), clean (removes $(VENV))"
 
 install: $(VENV)/.installed $(VENV)/.demo-model
 
@@ -48,6 +48,9 @@ check-fast: $(VENV)/.tests
 
 learn: $(VENV)/.tests
 	$(BIN)/python benchmarks/learning.py $(ARGS)
+
+bench: $(VENV)/.tests
+	$(BIN)/python benchmarks/speed.py $(ARGS)
 
 screenshots: $(VENV)/.tests
 	TUTELAGE_SCREENSHOTS=$(CURDIR)/build/screenshots $(BIN)/python -m pytest tests/feedback/browser/test_pages.py

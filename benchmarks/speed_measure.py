@@ -1,0 +1,186 @@
+"""One row: both sides loaded in processes of their own, ours and the rival's units in turn, and what comes of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from speed_against import commit
+from speed_data import Source, with_answers
+from speed_process import Peer
+from speed_rows import Row, Variant
+from speed_vllm_env import VERSION, prepare
+from speed_work import Work
+from tutelage.console import Bar, track
+from tutelage.training.files import write_whole
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = {"TRL": "trl", "transformers generate": "transformers"}
+
+
+@dataclass(frozen=True)
+class Sides:
+    """Where the result goes, how often each side works, and (ours against ours) the other revision's package."""
+
+    path: Path
+    repetitions: int
+    other: str | None = None
+
+
+def measure_row(row: Row, source: Source, sides: Sides) -> dict[str, Any]:
+    """The row's result, also written to `sides.path`. Raises RuntimeError where the two sides did not do the same."""
+    candidates = [variant for variant in row.variants if variant.counts]
+    tries = candidates if len(candidates) > 1 else []
+    listed = [variant for variant in row.variants if not variant.counts]
+    with track(2 + len(tries) + 2 * sides.repetitions + len(listed), row.name, "unit") as bar:
+        work = _work(row, source)
+        bar.advance()
+        trial = work.trial(*row.trial)
+        tried = [_once(row, source, trial, variant, bar) for variant in tries]
+        best = min(tried, key=lambda one: one["seconds"]) if tried else _plain(candidates)
+        repetitions, facts = _alternate(row, source, work, best, sides=sides, bar=bar)
+        extra = [_once(row, source, work, variant, bar) for variant in listed]
+    found = {
+        "row": row.name,
+        "title": row.title,
+        "command": f'make bench ARGS="--only {row.name}"',
+        "commit": commit(ROOT),
+        "rival": {
+            "name": row.rival_name,
+            "version": _version(row),
+            "settings": best["settings"],
+            "environment": best["environment"],
+            "trial": trial.counts,
+            "tried": tried,
+            "listed": extra,
+        },
+        "targets": {name: getattr(row, name) for name in ("target", "stretch", "limit", "memory")},
+        "work": work.counts,
+        "threads": source.threads,
+        "facts": facts,
+        "repetitions": repetitions,
+        **summary(row, repetitions),
+    }
+    sides.path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(sides.path, json.dumps(found, indent=1) + "\n")
+    return found
+
+
+def summary(row: Row, repetitions: Sequence[Mapping[str, Mapping[str, Any]]]) -> dict[str, Any]:
+    """Medians, the ratio with its range, peaks, the fraction of the floor, and how well the two sides agree."""
+    ratios = [one["rival"]["seconds"] / one["ours"]["seconds"] for one in repetitions]
+    names = ("ours", "rival")
+    seconds = {name: median(one[name]["seconds"] for one in repetitions) for name in names}
+    found: dict[str, Any] = {
+        "seconds": seconds,
+        "ratio": {"median": median(ratios), "min": min(ratios), "max": max(ratios)},
+        "peak_mb": {name: max(one[name]["peak_mb"] for one in repetitions) for name in names},
+        "agreement": agreement(row.compared, repetitions[0]),
+    }
+    last = repetitions[-1]["ours"]
+    if "floor" in last:
+        floor = sum(last["floor"].values())
+        found["fraction_of_limit"] = floor / seconds["ours"]
+        if found["fraction_of_limit"] > 1:
+            raise RuntimeError(f"{row.name}: {seconds['ours']:.3g} s is below the floor of {floor:.3g} s")
+        found["machine"] = last["machine"]
+    return found
+
+
+def agreement(
+    compared: Mapping[str, tuple[float, float]], repetition: Mapping[str, Mapping[str, Any]]
+) -> dict[str, dict[str, float]]:
+    """Each figure on both sides and how far they may differ. Raises RuntimeError where they differ more."""
+    found = {}
+    for name, (absolute, relative) in compared.items():
+        ours, rival = repetition["ours"][name], repetition["rival"][name]
+        allowed = absolute + relative * abs(rival)
+        if not abs(ours - rival) <= allowed:
+            raise RuntimeError(f"{name}: ours is {ours:.6g}, the rival's {rival:.6g}; they may differ by {allowed:.2g}")
+        found[name] = {"ours": ours, "rival": rival, "allowed": allowed}
+    return found
+
+
+def _work(row: Row, source: Source) -> Work:
+    """The row's work, with answers where it has prompts."""
+    work = row.build(source)
+    return with_answers(work, source, row.name) if row.kind == "rollouts" else work
+
+
+def _plain(candidates: Sequence[Variant]) -> dict[str, Any]:
+    """The only setting that there is, or none."""
+    return _described(candidates[0] if candidates else Variant())
+
+
+def _described(variant: Variant) -> dict[str, Any]:
+    return {name: value for name, value in asdict(variant).items() if name not in ("counts", "why") or variant.why}
+
+
+def _once(row: Row, source: Source, work: Work, variant: Variant, bar: Bar) -> dict[str, Any]:
+    """Seconds and peak of the rival's first unit in these settings."""
+    with _rival(row, source, work, _Setting(variant.settings, variant.environment)) as peer:
+        unit = peer.unit()
+    bar.advance()
+    return {**_described(variant), "seconds": unit["seconds"], "peak_mb": unit["peak_mb"]}
+
+
+@dataclass(frozen=True)
+class _Setting:
+    """What the rival is started with."""
+
+    settings: Mapping[str, Any]
+    environment: Mapping[str, str]
+    package: str | None = None
+
+
+def _rival(row: Row, source: Source, work: Work, setting: _Setting) -> Peer:
+    path = work.with_settings(setting.settings).write(source.cache / "works" / f"{row.name}-rival.json")
+    environment = {**_threads(source), **setting.environment}
+    if setting.package is not None:
+        environment["PYTHONPATH"] = setting.package
+    python = {"python": prepare()} if row.python == "vllm" else {}
+    return Peer(row.rival, path, log=source.cache / "logs" / f"{row.name}-rival.log", environment=environment, **python)
+
+
+def _alternate(
+    row: Row, source: Source, work: Work, best: Mapping[str, Any], *, sides: Sides, bar: Bar
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Ours, the rival, ours, the rival: the figures of each repetition, and what the sides say of themselves."""
+    own = replace(work, settings={"settled": True})
+    path = own.write(source.cache / "works" / f"{row.name}-ours.json")
+    given = own.settings if sides.other else best["settings"]
+    setting = _Setting(given, best["environment"], sides.other)
+    with ExitStack() as stack:
+        log = source.cache / "logs" / f"{row.name}-ours.log"
+        ours = stack.enter_context(Peer(row.ours, path, log=log, environment=_threads(source)))
+        rival = stack.enter_context(_rival(row, source, work, setting))
+        bar.advance()
+        repetitions = []
+        for _ in range(sides.repetitions):
+            one = {}
+            for name, peer in (("ours", ours), ("rival", rival)):
+                one[name] = {key: value for key, value in peer.unit().items() if key not in ("answers", "listened")}
+                bar.advance(1, **{name: one[name]["seconds"]})
+            repetitions.append(one)
+        loaded = {"ours": ours.loaded_mb, "rival": rival.loaded_mb}
+        return repetitions, {"ours": ours.facts, "rival": rival.facts, "loaded_mb": loaded}
+
+
+def _threads(source: Source) -> dict[str, str]:
+    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+    return {**dict.fromkeys(names, str(source.threads)), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+
+def _version(row: Row) -> str:
+    if row.python == "vllm":
+        return VERSION
+    try:
+        return version(PACKAGES.get(row.rival_name.split(",")[0], "tutelage"))
+    except PackageNotFoundError:
+        return "absent"
