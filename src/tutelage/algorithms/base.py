@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from jaxtyping import Float
 from torch import Tensor
@@ -98,6 +98,25 @@ class Algorithm(Protocol):
     def losses(self, models: Models, batch: Any) -> tuple[Tensor, Metrics]:
         """Unreduced losses, each row independent of the others, and metrics of the same shape."""
         ...
+
+
+Batch = TypeVar("Batch", bound=Rows)
+
+
+class Stateless:
+    """The answer of methods that carry nothing from step to step."""
+
+    def initial_state(self) -> State:
+        """Empty."""
+        return State()
+
+
+class Unprepared(Stateless):
+    """The answers of methods that hold nothing fixed either: they train on the batch as it was drawn."""
+
+    def prepare(self, models: Models, batch: Batch, state: State) -> tuple[Batch, State, Mapping[str, float]]:
+        """The batch itself."""
+        return batch, state, {}
 
 
 def no_gradient() -> AbstractContextManager[Any]:

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float
 from pydantic import Field
 from torch import Tensor
 
-from tutelage.algorithms.base import Metrics, Models, State
+from tutelage.algorithms.base import Metrics, Models, State, Stateless
 from tutelage.algorithms.policy_gradient import rollout_metrics
 from tutelage.algorithms.sft import SFT
 from tutelage.config import config
@@ -34,7 +34,7 @@ class BestAnswers(Rows):
 
 
 @config
-class BestOfN:
+class BestOfN(Stateless):
     """-log p of the best of N answers drawn from the current policy (RAFT, arXiv:2304.06767; Llama 2, arXiv:2307.09288).
 
     With `average` sum and `equal_groups` share its expected gradient is that of the cross-entropy E[-log pi(y)], y being the
@@ -51,19 +51,11 @@ class BestOfN:
     average: Literal["token", "sequence", "sum"] = "token"
     """`token`: every kept token counts the same; `sequence`: every kept answer does; `sum`: -log p of whole answers."""
 
+    needs: ClassVar[tuple[str, ...]] = ("policy",)
     passes: ClassVar[int] = 1
     minibatches: ClassVar[int] = 1
     may_rest: ClassVar[bool] = True
     """A step whose groups are all equal changes nothing."""
-
-    @property
-    def needs(self) -> tuple[str, ...]:
-        """The policy alone."""
-        return ("policy",)
-
-    def initial_state(self) -> State:
-        """Nothing is carried from step to step."""
-        return State()
 
     def kept(self, answers: int) -> int:
         """How many of a group's answers are kept."""

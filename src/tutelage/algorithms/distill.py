@@ -11,7 +11,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from tutelage.algorithms.base import LanguageModel, Metrics, Models, State
+from tutelage.algorithms.base import LanguageModel, Metrics, Models, State, Stateless
 from tutelage.algorithms.sft import SFT
 from tutelage.config import config
 from tutelage.data.batch import Rollouts, Rows, Sequences
@@ -41,7 +41,7 @@ class DistillBatch(Rows):
 
 
 @config
-class Distill:
+class Distill(Stateless):
     """Token level: D(teacher, student) at every token of an answer, held fixed (GKD, arXiv:2306.13649, algorithm 1).
 
     Sequence level (arXiv:1606.07947): -log p of the answers that the teacher gives. The gradient does not pass through
@@ -69,10 +69,6 @@ class Distill:
     def needs(self) -> tuple[str, ...]:
         """The teacher too where its distributions are the target."""
         return ("policy", "teacher") if self.level == "token" else ("policy",)
-
-    def initial_state(self) -> State:
-        """Nothing is carried from step to step."""
-        return State()
 
     def prepare(
         self, models: Models, batch: Sequences | Rollouts, state: State

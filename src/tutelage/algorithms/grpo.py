@@ -9,7 +9,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from tutelage.algorithms.base import Metrics, Models, State
+from tutelage.algorithms.base import Metrics, Models, State, Stateless
 from tutelage.algorithms.policy_gradient import reference_logprobs, rollout_metrics
 from tutelage.config import config
 from tutelage.data.batch import PolicyBatch, Rollouts, per_group, ungroup
@@ -22,7 +22,7 @@ from tutelage.functional.weights import constant, group_token_mean, keep, sequen
 
 
 @config
-class GRPO:
+class GRPO(Stateless):
     """Clipped surrogate with group advantages (arXiv:2402.03300, eq. 3); Dr. GRPO, DAPO, GSPO and CISPO are presets."""
 
     name: Literal["grpo"] = "grpo"
@@ -90,10 +90,6 @@ class GRPO:
     @property
     def _penalised(self) -> bool:
         return self.kl_coefficient > 0 and self.kl_to == "reference"
-
-    def initial_state(self) -> State:
-        """Nothing is carried from step to step."""
-        return State()
 
     def prepare(self, models: Models, batch: Rollouts, state: State) -> tuple[PolicyBatch, State, Mapping[str, float]]:
         """Group advantages and the reference's log-probs."""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from tutelage.algorithms.base import Metrics, Models, State
+from tutelage.algorithms.base import Metrics, Models, State, Stateless
 from tutelage.algorithms.preference import answer_logprobs
 from tutelage.algorithms.reward_model import agreement, row_weights
 from tutelage.config import config
@@ -19,7 +19,7 @@ from tutelage.functional.preference import implicit_reward, kto
 
 
 @config
-class KTO:
+class KTO(Stateless):
     """lambda (1 - sigmoid(+-beta (h - z0))): + for desirable answers, - for undesirable ones (arXiv:2402.01306)."""
 
     name: Literal["kto"] = "kto"
@@ -30,14 +30,7 @@ class KTO:
     undesirable_weight: Annotated[float, Field(gt=0)] = 1.0
     """lambda_U: what an undesirable answer counts for."""
 
-    @property
-    def needs(self) -> tuple[str, ...]:
-        """The policy, and the reference that its log-probs are compared with."""
-        return ("policy", "reference")
-
-    def initial_state(self) -> State:
-        """Nothing is carried from step to step."""
-        return State()
+    needs: ClassVar[tuple[str, ...]] = ("policy", "reference")
 
     def prepare(
         self, models: Models, batch: LabelledWithPartner, state: State

@@ -11,7 +11,7 @@ from jaxtyping import Bool
 from pydantic import Field
 from torch import Tensor
 
-from tutelage.algorithms.base import Metrics, Models, State
+from tutelage.algorithms.base import Metrics, Models, State, Stateless
 from tutelage.algorithms.policy_gradient import reference_logprobs, rollout_metrics
 from tutelage.algorithms.preference import DPO
 from tutelage.config import config
@@ -30,7 +30,7 @@ class OwnPairs(PairsWithReference):
 
 
 @config
-class OnlineDPO:
+class OnlineDPO(Stateless):
     """DPO's loss on the best and the worst answer of each group (arXiv:2402.04792, algorithm 1, with a reward as the judge).
 
     Where several answers are equally good or bad, every such pair counts with an equal share. Answers are drawn from the
@@ -45,19 +45,11 @@ class OnlineDPO:
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
     """Probability that the reward has a pair the wrong way round (cDPO)."""
 
+    needs: ClassVar[tuple[str, ...]] = ("policy", "reference")
     passes: ClassVar[int] = 1
     minibatches: ClassVar[int] = 1
     may_rest: ClassVar[bool] = True
     """A step whose groups are all equal changes nothing."""
-
-    @property
-    def needs(self) -> tuple[str, ...]:
-        """The policy, and the reference that its log-probs are compared with."""
-        return ("policy", "reference")
-
-    def initial_state(self) -> State:
-        """Nothing is carried from step to step."""
-        return State()
 
     def prepare(self, models: Models, batch: Rollouts, state: State) -> tuple[OwnPairs, State, Mapping[str, float]]:
         """The pairs, with the reference's log-probs of both answers."""

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Literal, Protocol, cast
+from typing import ClassVar, Literal, Protocol, cast
 
 from jaxtyping import Float
 from torch import Tensor
 
-from tutelage.algorithms.base import Metrics, Models, ScalarModel, State
+from tutelage.algorithms.base import Metrics, Models, ScalarModel, Unprepared
 from tutelage.config import config
 from tutelage.data.batch import Sequences
 from tutelage.data.labelled import Labelled
@@ -26,7 +25,7 @@ class PrefixModel(ScalarModel, Protocol):
 
 
 @config
-class OutcomeValue:
+class OutcomeValue(Unprepared):
     """(V(x, y_1 ... y_t) - r)^2 for every t, r the answer's final reward (arXiv:2110.14168, token-level verifiers).
 
     Least where V is E[r | prefix] under the policy that gave the answers. That needs every prefix to count the same: with
@@ -37,23 +36,12 @@ class OutcomeValue:
     loss: Literal["squared_error", "cross_entropy"] = "squared_error"
     """`squared_error` for rewards on any scale; `cross_entropy` for rewards in [0, 1]: V is then a probability's log-odds."""
 
+    needs: ClassVar[tuple[str, ...]] = ("reward",)
+
     @property
     def output(self) -> str:
         """What users see of V."""
         return "probability" if self.loss == "cross_entropy" else "score"
-
-    @property
-    def needs(self) -> tuple[str, ...]:
-        """The scoring model alone."""
-        return ("reward",)
-
-    def initial_state(self) -> State:
-        """Nothing is carried from step to step."""
-        return State()
-
-    def prepare(self, models: Models, batch: Labelled, state: State) -> tuple[Labelled, State, Mapping[str, float]]:
-        """Nothing is held fixed."""
-        return batch, state, {}
 
     def weights(self, batch: Labelled) -> Tensor:
         """[B, T+1]: every prefix of the step counts the same, times its row's weight."""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from tutelage.algorithms.base import LanguageModel, Metrics, Models, State
+from tutelage.algorithms.base import LanguageModel, Metrics, Models, State, Stateless
 from tutelage.algorithms.reward_model import agreement, row_weights, tie_metrics
 from tutelage.config import config
 from tutelage.data.batch import Pairs, PairsWithReference, Sequences, distinct
@@ -17,8 +17,24 @@ from tutelage.functional.preference import davidson, dpo, implicit_reward, soft_
 from tutelage.functional.weights import keep
 
 
+class FromPairs(Stateless):
+    """What both methods share: a policy beside its reference, trained on comparisons."""
+
+    needs: ClassVar[tuple[str, ...]] = ("policy", "reference")
+
+    def prepare(
+        self, models: Models, batch: Pairs, state: State
+    ) -> tuple[PairsWithReference, State, Mapping[str, float]]:
+        """The reference's log-probs of both answers."""
+        return with_reference(models, batch), state, {}
+
+    def weights(self, batch: PairsWithReference) -> Tensor:
+        """[B]: a row counts for its weight out of the weights of the whole step."""
+        return row_weights(batch.weight)
+
+
 @config
-class DPO:
+class DPO(FromPairs):
     """-log sigmoid(beta (h(chosen) - h(rejected))), h = log pi/ref of the whole answer (arXiv:2305.18290, eq. 7)."""
 
     name: Literal["dpo"] = "dpo"
@@ -30,25 +46,6 @@ class DPO:
     """Times a record's `margin`: the lead in implicit reward that is asked for (DPO with an offset); 0: margins are not used."""
     nu: Annotated[float, Field(gt=0)] | None = None
     """A tie is a soft label of 1/2; with a number, an outcome of Davidson's model: equals tie with nu / (2 + nu)."""
-
-    @property
-    def needs(self) -> tuple[str, ...]:
-        """The policy, and the reference that its log-probs are compared with."""
-        return ("policy", "reference")
-
-    def initial_state(self) -> State:
-        """Nothing is carried from step to step."""
-        return State()
-
-    def prepare(
-        self, models: Models, batch: Pairs, state: State
-    ) -> tuple[PairsWithReference, State, Mapping[str, float]]:
-        """The reference's log-probs of both answers."""
-        return with_reference(models, batch), state, {}
-
-    def weights(self, batch: PairsWithReference) -> Tensor:
-        """[B]: a row counts for its weight out of the weights of the whole step."""
-        return row_weights(batch.weight)
 
     def losses(self, models: Models, batch: PairsWithReference) -> tuple[Tensor, Metrics]:
         """One loss a comparison; the implicit reward, its margin and accuracy as metrics."""
@@ -67,7 +64,7 @@ class DPO:
 
 
 @config
-class IPO:
+class IPO(FromPairs):
     """(h(chosen) - h(rejected) - 1/(2 tau))^2, h = log pi/ref of the whole answer (arXiv:2310.12036, eq. 17)."""
 
     name: Literal["ipo"] = "ipo"
@@ -75,25 +72,6 @@ class IPO:
     """Strength of the pull to the reference; a sure preference asks for a lead of 1/(2 tau) nats and no more."""
     length: Literal["sum", "mean"] = "sum"
     """`sum`: h of the whole answer (the paper's equation); `mean`: h per token (TRL): 1/(2 tau) is then a lead per token."""
-
-    @property
-    def needs(self) -> tuple[str, ...]:
-        """The policy, and the reference that its log-probs are compared with."""
-        return ("policy", "reference")
-
-    def initial_state(self) -> State:
-        """Nothing is carried from step to step."""
-        return State()
-
-    def prepare(
-        self, models: Models, batch: Pairs, state: State
-    ) -> tuple[PairsWithReference, State, Mapping[str, float]]:
-        """The reference's log-probs of both answers."""
-        return with_reference(models, batch), state, {}
-
-    def weights(self, batch: PairsWithReference) -> Tensor:
-        """[B]: a row counts for its weight out of the weights of the whole step."""
-        return row_weights(batch.weight)
 
     def losses(self, models: Models, batch: PairsWithReference) -> tuple[Tensor, Metrics]:
         """One loss a comparison; soft labels and ties count by their probability. Metrics as DPO's."""

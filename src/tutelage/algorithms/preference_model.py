@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from tutelage.algorithms.base import Metrics, Models, ScalarModel, State
+from tutelage.algorithms.base import Metrics, Models, ScalarModel, Unprepared
 from tutelage.algorithms.reward_model import agreement, row_weights
 from tutelage.config import config
 from tutelage.data.batch import distinct
@@ -16,7 +15,7 @@ from tutelage.functional.nash import antisymmetric, preference_loss
 
 
 @config
-class PreferenceModel:
+class PreferenceModel(Unprepared):
     """Cross-entropy of P(y > y' | x) = sigma(s(x, y, y') - s(x, y', y)) with the label; a tie is a label of 1/2.
 
     Nash learning from human feedback (arXiv:2312.00886, section 3); antisymmetric by construction, both orders in one step.
@@ -24,18 +23,7 @@ class PreferenceModel:
 
     name: Literal["preference_model"] = "preference_model"
 
-    @property
-    def needs(self) -> tuple[str, ...]:
-        """The scorer alone."""
-        return ("reward",)
-
-    def initial_state(self) -> State:
-        """Nothing is carried from step to step."""
-        return State()
-
-    def prepare(self, models: Models, batch: TwoAnswers, state: State) -> tuple[TwoAnswers, State, Mapping[str, float]]:
-        """Nothing is held fixed."""
-        return batch, state, {}
+    needs: ClassVar[tuple[str, ...]] = ("reward",)
 
     def weights(self, batch: TwoAnswers) -> Tensor:
         """[B]: a row counts for its weight (annotator reliability), out of the weights of the whole step."""

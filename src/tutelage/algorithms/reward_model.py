@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from tutelage.algorithms.base import Metrics, Models, State
+from tutelage.algorithms.base import Metrics, Models, Unprepared
 from tutelage.config import config
 from tutelage.data.batch import Pairs, distinct
 from tutelage.functional.preference import davidson, davidson_log_probs, soft_bradley_terry
@@ -17,7 +16,7 @@ from tutelage.functional.weights import row_mean
 
 
 @config
-class BradleyTerry:
+class BradleyTerry(Unprepared):
     """-log sigmoid(r(chosen) - r(rejected)); ties and soft labels count by their probability."""
 
     name: Literal["bradley_terry"] = "bradley_terry"
@@ -26,18 +25,7 @@ class BradleyTerry:
     nu: Annotated[float, Field(gt=0)] | None = None
     """A tie is a soft label of 1/2; with a number, an outcome of Davidson's model: equals tie with nu / (2 + nu)."""
 
-    @property
-    def needs(self) -> tuple[str, ...]:
-        """The reward model alone."""
-        return ("reward",)
-
-    def initial_state(self) -> State:
-        """Nothing is carried from step to step."""
-        return State()
-
-    def prepare(self, models: Models, batch: Pairs, state: State) -> tuple[Pairs, State, Mapping[str, float]]:
-        """Nothing is held fixed."""
-        return batch, state, {}
+    needs: ClassVar[tuple[str, ...]] = ("reward",)
 
     def weights(self, batch: Pairs) -> Tensor:
         """[B]: a row counts for its weight (annotator reliability, its share of a ranking), out of those of the whole step."""

@@ -2,38 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from tutelage.algorithms.base import Metrics, Models, State
+from tutelage.algorithms.base import Metrics, Models, Unprepared
 from tutelage.config import config
 from tutelage.data.batch import Sequences
 from tutelage.functional.weights import keep, sequence_mean, token_mean
 
 
 @config
-class SFT:
+class SFT(Unprepared):
     """Imitation of demonstrations: minimise -log p(token) over the assistant's own tokens."""
 
     name: Literal["sft"] = "sft"
     average: Literal["token", "sequence"] = "token"
     """`token`: every trained token of the step counts the same; `sequence`: every example does (1/length inside it)."""
 
-    @property
-    def needs(self) -> tuple[str, ...]:
-        """The policy alone."""
-        return ("policy",)
-
-    def initial_state(self) -> State:
-        """Nothing is carried from step to step."""
-        return State()
-
-    def prepare(self, models: Models, batch: Sequences, state: State) -> tuple[Sequences, State, Mapping[str, float]]:
-        """Nothing is held fixed."""
-        return batch, state, {}
+    needs: ClassVar[tuple[str, ...]] = ("policy",)
 
     def weights(self, batch: Sequences) -> Tensor:
         """[B, T]."""
