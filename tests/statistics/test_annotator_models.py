@@ -1,6 +1,7 @@
 """Dawid-Skene and Crowd-BT: the known truth comes back from simulated labels, with intervals that cover it."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -38,7 +39,7 @@ def test_crowd_bt_gradient_is_the_slope_of_its_likelihood() -> None:
 
 
 def test_crowd_bt_finds_the_reliable_the_biased_and_the_swapped_keys() -> None:
-    found = crowd_bt(votes_of(np.random.default_rng(1), 600), rng=np.random.default_rng(2))
+    found = crowd_bt(votes_of(np.random.default_rng(1), 600))
     for who, (eta, side) in enumerate(zip(ETA, SIDE, strict=True)):
         assert found.reliability[who].low - 0.03 <= eta <= found.reliability[who].high + 0.03
         assert found.side_bias[who].low - 0.1 <= side <= found.side_bias[who].high + 0.1
@@ -50,29 +51,42 @@ def test_crowd_bt_finds_the_reliable_the_biased_and_the_swapped_keys() -> None:
 
 def test_crowd_bt_by_hand_on_one_voice() -> None:
     # one annotator, one vote: eta = 1/2 by its prior's symmetry is pulled up by nothing but the shared gap, so P stays 1/2
-    found = crowd_bt(
-        [PairVote("p", "a", 1.0, None), PairVote("q", "a", 0.5, None)], rng=np.random.default_rng(0), draws=20
-    )
+    found = crowd_bt([PairVote("p", "a", 1.0, None), PairVote("q", "a", 0.5, None)])
     assert found.first_wins["q"] == pytest.approx(0.5, abs=1e-6)  # a tie says neither
     both = [PairVote(p, who, 1.0, None) for p in range(40) for who in "abc"]
-    agreed = crowd_bt(both, rng=np.random.default_rng(0), draws=20)
+    agreed = crowd_bt(both)
     assert agreed.first_wins[0] > 0.8  # three who always agree
     turned = [PairVote(v.pair, v.annotator, 1 - v.outcome, None) for v in both]
-    other = crowd_bt(turned, rng=np.random.default_rng(0), draws=20)
+    other = crowd_bt(turned)
     assert other.first_wins[0] == pytest.approx(1 - agreed.first_wins[0], abs=1e-3)
 
 
+def test_crowd_bt_pairs_of_one_prompt_that_say_the_same_count_as_one() -> None:
+    once = votes_of(np.random.default_rng(9), 150)
+    copies = [replace(vote, pair=(vote.pair, copy), cluster=vote.pair) for vote in once for copy in range(2)]
+    alone, twice = crowd_bt(once), crowd_bt(copies)
+    blind = crowd_bt([replace(vote, cluster=None) for vote in copies])
+    width = {
+        name: [i.high - i.low for i in found.side_bias.values()]
+        for name, found in zip("otb", (alone, twice, blind), strict=True)
+    }
+    np.testing.assert_allclose(width["t"], width["o"], rtol=0.2)  # not narrower for having been copied
+    assert sum(width["b"]) < 0.8 * sum(width["o"])  # as it would be if nobody said where the pairs came from
+
+
 @pytest.mark.slow
-def test_crowd_bt_intervals_cover_a_little_less_than_they_say() -> None:
-    """With 400 pairs a nominal 95 % holds the truth in 92.5 % of projects, and in 87 % for an eta of .92, near its end."""
-    rng = np.random.default_rng(3)
+@pytest.mark.parametrize("pairs", [400, 120])
+def test_crowd_bt_intervals_cover_what_they_say(pairs: int) -> None:
+    """Over projects whose gaps are as wide as the prior expects, 95 % intervals hold the truth 93 to 97 times in a hundred."""
+    rng, projects = np.random.default_rng(3), 200
     hits = np.zeros((2, 5))
-    for _ in range(120):
-        found = crowd_bt(votes_of(rng, 400), rng=rng, draws=300)
+    for _ in range(projects):
+        found = crowd_bt(votes_of(rng, pairs, spread=2 * np.exp(0.5 * rng.normal())))
         hits[0] += [found.reliability[k].low <= ETA[k] <= found.reliability[k].high for k in range(5)]
         hits[1] += [found.side_bias[k].low <= SIDE[k] <= found.side_bias[k].high for k in range(5)]
-    assert (hits / 120).min() > 0.82, hits / 120
-    assert 0.90 <= hits.mean() / 120 <= 0.98, hits / 120
+    print(pairs, hits / projects, hits.mean() / projects)
+    assert (hits / projects).min() > 0.89, hits / projects
+    assert 0.93 <= hits.mean() / projects <= 0.97, hits / projects
 
 
 CONFUSION = np.array(
@@ -139,8 +153,8 @@ def test_dawid_skene_intervals_cover() -> None:
         (lambda: dawid_skene([], CLASSES), "needs labels; got none"),
         (lambda: dawid_skene([(1, 1, "C")], CLASSES), "label 'C' is no class"),
         (lambda: dawid_skene([(1, 1, "A")], ["A"]), "at least two different names"),
-        (lambda: crowd_bt([], rng=np.random.default_rng(0)), "needs votes; got none"),
-        (lambda: crowd_bt([PairVote(1, "a", 0.7)], rng=np.random.default_rng(0)), "got 0.7 by 'a'"),
+        (lambda: crowd_bt([]), "needs votes; got none"),
+        (lambda: crowd_bt([PairVote(1, "a", 0.7)]), "got 0.7 by 'a'"),
     ],
 )
 def test_bad_input_is_named_at_the_door(call, message: str) -> None:

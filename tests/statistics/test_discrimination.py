@@ -28,6 +28,7 @@ def test_labels_that_do_not_go_with_the_scores():
         auc([1.0, 2.0], [1])
 
 
+@pytest.mark.slow
 def test_the_interval_covers_and_is_clustered():
     """Two normals one apart: AUC = Phi(1 / sqrt 2) = 0.760. Rows repeated fivefold in a cluster say no more than one."""
     rng, covered = np.random.default_rng(1), 0

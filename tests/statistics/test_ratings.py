@@ -50,6 +50,7 @@ def test_matching_the_length_removes_what_length_won() -> None:
     assert matched.estimate == pytest.approx(expit(-0.4), abs=0.015)
 
 
+@pytest.mark.slow
 def test_matched_length_interval_covers() -> None:
     rng = np.random.default_rng(3)
     truth, covered = expit(-0.4), []

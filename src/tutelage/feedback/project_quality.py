@@ -105,7 +105,7 @@ def pair_quality(labels: Labels, rng: np.random.Generator, draws: int = 1000) ->
         to_experts,
         between,
         _coefficients(units, labels.judgments, rng, draws),
-        crowd_bt((label.vote for label in first), rng=rng, draws=draws),
+        crowd_bt(label.vote for label in first),
         cast(Mapping[str, Interval], accuracy),
         decided and label_ceiling(decided.estimate),
         None if again is None else label_ceiling(again),

@@ -146,9 +146,8 @@ def export(cfg: Export) -> Path:
             f"--valid-share {cfg.valid_share} --test-share {cfg.test_share}: no conversation is left to train on"
         )
     labels = _read(cfg.db, cfg.project)
-    rng = np.random.default_rng(cfg.seed)
     chosen = choose_annotators(labels, cfg.annotators, lambda right, n: standing(right, n, cfg.threshold).passed)
-    model = model_of(chosen, rng) if cfg.labels == "model" or cfg.weights == "reliability" else None
+    model = model_of(chosen) if cfg.labels == "model" or cfg.weights == "reliability" else None
     eta = {str(who): found.estimate for who, found in model.reliability.items()} if model else {}
     soft = {str(unit): p for unit, p in model.first_wins.items()} if model else {}
     ties = cfg.ties or ("keep" if cfg.format == "records" else "drop")

@@ -6,8 +6,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
 from tutelage.feedback.judgments import Labels
 from tutelage.feedback.pair_labels import by_annotator, by_unit, pair_labels, score_labels
 from tutelage.statistics import CrowdBT, crowd_bt, krippendorff_alpha, pairwise_agreement
@@ -35,14 +33,14 @@ def choose_annotators(labels: Labels, which: str, good: Callable[[float, int], b
     return replace(labels, judgments=judgments)
 
 
-def model_of(labels: Labels, rng: np.random.Generator) -> CrowdBT:
+def model_of(labels: Labels) -> CrowdBT:
     """Crowd-BT of the pairs. Raises ValueError where the task has none."""
     votes = [label.vote for label in pair_labels(labels.judgments) if not label.repeat]
     if not votes:
         raise ValueError(
             f"--weights reliability and --labels model need preferences or rankings; the task is {labels.kind}"
         )
-    return crowd_bt(votes, rng=rng, draws=200)
+    return crowd_bt(votes)
 
 
 def with_agreement(about: Mapping[str, Any], labels: Labels) -> dict[str, Any]:
