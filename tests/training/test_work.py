@@ -10,6 +10,7 @@ from torch import nn
 
 from tutelage.algorithms.base import Models
 from tutelage.data.batch import Pairs, sequences
+from tutelage.models.floors import Network
 from tutelage.models.heads import new_scalar_model
 from tutelage.models.logprobs import CausalModel, HeadedModel
 from tutelage.models.lora import LoRA, add_lora, reference_mode
@@ -59,51 +60,48 @@ def test_what_a_batch_needs_by_hand():
 
 def test_packed_tokens_through_the_linear_layers_are_the_real_ones():
     module, _ = tiny()
-    models, book, seen = Models(policy=CausalModel(module)), Book(), Seen().on(module)
-    passes = Passes(models)
-    with passes.counted(book):
-        models.policy.logprobs(ANSWERS).sum().backward()
+    policy, book, seen = CausalModel(module), Book(), Seen().on(module)
+    with Passes(Models(policy=policy)).counted(book):
+        policy.logprobs(ANSWERS).sum().backward()
     assert book.work.through == {(id(module.model), True): 10}
     assert book.work.computed == seen.tokens == packed_tokens(ANSWERS)
     assert (book.work.passes, book.work.padded) == (1, 0)
-    models.policy.logprobs(ANSWERS)
+    policy.logprobs(ANSWERS)
     assert book.work.computed == 10, "nothing is counted outside"
 
 
 def test_adapter_and_reference_are_one_network_with_and_without_gradient():
     module = add_lora(tiny()[0], LoRA(rank=2))
-    models = Models(policy=CausalModel(module), reference=CausalModel(module, context=reference_mode))
-    book, passes = Book(), Passes(models)
+    policy, reference = CausalModel(module), CausalModel(module, context=reference_mode)
+    book, passes = Book(), Passes(Models(policy=policy, reference=reference))
     key = id(module.get_base_model().model)
     with passes.counted(book):
-        models.policy.logprobs(ANSWERS)
+        policy.logprobs(ANSWERS)
         with torch.no_grad():
-            models.reference.logprobs(ANSWERS)
+            reference.logprobs(ANSWERS)
     assert book.work.through == {(key, True): 10, (key, False): 10}
-    assert list(passes.networks) == [key]
-    assert passes.networks[key].factor == 4
+    assert passes.networks == {key: Network.of(module)}
 
 
 def test_a_padded_pass_is_counted_and_its_reason_said_once(capsys):
     """Three rows as long as the longest, 1 + 3 or 3 + 2 tokens: 15 through the layers where 10 are needed."""
     module, _ = tiny()
-    book, models = Book(), Models(policy=CausalModel(module, plain=True))
-    seen = Seen().on(module)
-    with Passes(models).counted(book):
-        models.policy.logprobs(ANSWERS)
-        models.policy.logprobs(ANSWERS)
+    policy, book, seen = CausalModel(module, plain=True), Book(), Seen().on(module)
+    with Passes(Models(policy=policy)).counted(book):
+        policy.logprobs(ANSWERS)
+        policy.logprobs(ANSWERS)
     assert book.work.computed == seen.tokens == 2 * 15
     assert (book.work.passes, book.work.padded) == (2, 2)
     assert capsys.readouterr().err.count("rows run padded, each with its own copy of the prompt: it was asked for") == 1
 
 
 def test_where_packing_is_required_a_padded_pass_is_an_error():
-    models = Models(policy=CausalModel(tiny()[0], plain=True))
+    policy = CausalModel(tiny()[0], plain=True)
     with (
-        Passes(models, require_packed=True).counted(Book()),
+        Passes(Models(policy=policy), require_packed=True).counted(Book()),
         pytest.raises(ValueError, match="require_packed: rows would run padded"),
     ):
-        models.policy.logprobs(ANSWERS)
+        policy.logprobs(ANSWERS)
 
 
 def test_a_model_that_cannot_run_packed_is_refused_at_the_door(capsys):
@@ -139,6 +137,9 @@ def test_what_computes_without_a_network_is_not_counted():
     class Table:
         def logprobs(self, answers):
             return torch.zeros(answers.tokens.shape)
+
+        def logprobs_and_entropy(self, answers):
+            return self.logprobs(answers), self.logprobs(answers)
 
     assert networks_of(Models(policy=Table())) == []
     module, _ = tiny()

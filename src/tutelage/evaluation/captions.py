@@ -41,7 +41,10 @@ METRICS = {  # the full name, or the last part of it
     "optim/learning_rate": "Step size, as its schedule sets it.",
     "accuracy": "Share that was right.",
     "margin": "How far the preferred answer is ahead.",
-    "fraction_of_limit": "Speed as a share of what this hardware could do.",
+    "fraction_of_limit": "Speed of whole steps as a share of what this machine could do, by the speeds measured at the start.",
+    "fallback": "Share of passes that ran padded, each row with its own copy of the prompt; 0 where the model can run packed.",
+    "recomputed": "Share of an update's tokens that were computed needlessly: padding, or prompts whose answers did not fit in one pass.",
+    "memory_gb": "Largest memory so far, in GB of 10^9 bytes: of the process, or on the GPU.",
 }
 SHARES = {
     "maj_at_k",
@@ -55,4 +58,6 @@ SHARES = {
     "equal_groups",
     "fallback_share",
     "fraction_of_limit",
+    "fallback",
+    "recomputed",
 }

@@ -17,15 +17,41 @@ from tutelage.evaluation.quickstart_story import Story, tell
 
 Data = Mapping[str, Any]
 
-ORDER = ("", "reward", "accuracy", "reasoning", "exam", "policy", "value", "answer", "eval", "optim", "time")
+ORDER = (
+    "",
+    "reward",
+    "accuracy",
+    "reasoning",
+    "exam",
+    "policy",
+    "value",
+    "answer",
+    "eval",
+    "optim",
+    "time",
+    "fraction_of_limit",
+    "tokens_per_second",
+)
 HEADINGS = {
-    "": "Loss",
+    "": "Loss, and the whole step",
     "exam": "Exam on held-out prompts",
     "ptx": "Pretraining mix",
     "optim": "Optimiser",
     "time": "Where the time goes",
     "eval": "Evaluation",
+    "fraction_of_limit": "How near to the machine's limit",
+    "tokens_per_second": "Speed",
 }
+TOGETHER = {
+    "time": ("Seconds a step", "Sampling and scoring answers is part of drawing the batch."),
+    "fraction_of_limit": (
+        "Share of the machine's limit",
+        "The least seconds that each phase could take (operations and bytes that it needs, at the speeds measured at the start), "
+        "as a share of what it took; 1 would be perfect.",
+    ),
+    "tokens_per_second": ("Tokens a second", "Tokens that a phase needs, each prompt once; of sampling, tokens said."),
+}
+"""Groups of metrics that share one figure: its title, and a sentence below it."""
 
 
 def training_report(folder: Path) -> Path:
@@ -102,10 +128,10 @@ def metric_sections(curves: Mapping[str, Line]) -> list[tuple[str, list[Html]]]:
     sections = []
     for group in groups:
         members = [name for name in curves if _group(name) == group]
-        if group == "time":
-            parts = [Line(name.removeprefix("time/"), curves[name].x, curves[name].y) for name in members]
-            note = "Seconds a step; sampling and scoring answers is part of drawing the batch."
-            blocks = [page.figure(figures.lines("Seconds a step", parts), note)]
+        if group in TOGETHER:
+            title, note = TOGETHER[group]
+            parts = [Line(name.removeprefix(f"{group}/"), curves[name].x, curves[name].y) for name in members]
+            blocks = [page.figure(figures.lines(title, parts, shares=group in SHARES), note)]
         else:
             blocks = [metric_figure(curves[name]) for name in members]
         sections.append((HEADINGS.get(group, group.replace("_", " ").capitalize()), blocks))
@@ -171,7 +197,9 @@ def quickstart_report(folder: Path) -> Path:
     training = {}
     for run in ("reward", "rl"):
         curves, _ = metric_curves(read_rows(folder / run / "metrics.jsonl")[0])
-        kept = [curve for name, curve in curves.items() if _group(name) != "time" and not (hidden and hidden in name)]
+        kept = [
+            curve for name, curve in curves.items() if _group(name) not in TOGETHER and not (hidden and hidden in name)
+        ]
         training[run] = [metric_figure(curve) for curve in kept]
     facts = (
         data.get("model"),
