@@ -6,6 +6,7 @@ import pytest
 
 from tutelage.cli import main
 from tutelage.models.load import save_policy
+from tutelage.models.tiny import tiny
 
 DEMO = {"prompt": "Say it", "completion": "yes"}
 PAIR = {"prompt": "Say it", "chosen": "yes", "rejected": "no"}
@@ -43,15 +44,24 @@ FILES = {
 }
 
 
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """A tiny model, and one without a chat template; nothing here writes into them."""
+    folder = tmp_path_factory.mktemp("models")
+    module, tokenizer = tiny()
+    save_policy(module, tokenizer, folder / "model")
+    tokenizer.chat_template = None
+    save_policy(module, tokenizer, folder / "no_template")
+    return folder
+
+
 @pytest.fixture
-def place(tiny, tmp_path, monkeypatch):
-    """A folder with a tiny model, one without a chat template, and every bad file; also the working directory."""
-    module, tokenizer = tiny
-    save_policy(module, tokenizer, tmp_path / "model")
+def place(models, tmp_path, monkeypatch):
+    """A folder with both models and every bad file; also the working directory."""
+    for model in models.iterdir():
+        (tmp_path / model.name).symlink_to(model)
     for name, text in FILES.items():
         (tmp_path / name).write_text(text)
-    tokenizer.chat_template = None
-    save_policy(module, tokenizer, tmp_path / "no_template")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     return tmp_path

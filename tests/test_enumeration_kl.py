@@ -294,6 +294,7 @@ def test_where_training_ends(name: str) -> None:
     assert furthest(trained(method_of(name), world()), ENDS[name][1](world())) < 1e-6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "slip"), [(name, slip) for name, slips in REJECTED.items() for slip in slips])
 def test_slips_end_elsewhere(name: str, slip: str, monkeypatch: pytest.MonkeyPatch) -> None:
     attribute, mutant = SLIPS[slip]

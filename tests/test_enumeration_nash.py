@@ -199,6 +199,7 @@ def test_listing_pairs_in_one_batch_is_the_sum_over_steps_of_one_pair():
     assert close(ascent(METHOD, world, CYCLE, rival), total)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("mixing", "reached"), [(0.0, SELF_PLAY), (0.125, MIXED)])
 def test_training_reaches_the_fixed_point_of_its_rival(mixing, reached):
     """Self-play reaches mu exp(P(y > pi) / tau) / Z, a constant mixture mu exp(P(y > mixture) / tau) / Z."""

@@ -27,6 +27,7 @@ def test_short_enough_to_read(path: Path) -> None:
     assert len(path.read_text(encoding="utf-8").splitlines()) <= 60
 
 
+@pytest.mark.slow
 def test_sft_learns_what_is_shown(tmp_path: Path) -> None:
     losses, answers = example("sft").main(tmp_path / "run")
     # 259 tokens; the random model is near ln 259 = 5.6 and ends far below ln 2, half the probability on the right token
@@ -35,6 +36,7 @@ def test_sft_learns_what_is_shown(tmp_path: Path) -> None:
     assert answers == ["CAT", "DOG", "SUN", "SEA"]
 
 
+@pytest.mark.slow
 def test_dpo_learns_what_is_preferred(tmp_path: Path) -> None:
     rows = example("dpo").main(tmp_path / "run")
     # Before the first update the policy is the reference: -log sigmoid(0) = ln 2, and no margin
@@ -44,6 +46,7 @@ def test_dpo_learns_what_is_preferred(tmp_path: Path) -> None:
     assert rows[-1]["reward/margin"] > 1
 
 
+@pytest.mark.slow
 def test_grpo_raises_the_reward(tmp_path: Path) -> None:
     rows = example("grpo_rule_reward").main(tmp_path / "run")
     # 26 of 259 tokens are small letters

@@ -73,6 +73,7 @@ def world() -> World:
     return World.make(SMALL, 7, cache=None)
 
 
+@pytest.mark.slow
 def test_a_row_ends_above_its_control(world: World) -> None:
     row = Row("sft", "sft", SFT(), rate=3e-3)
     ends = {kind: learn(row, world, permuted=kind == "permuted") for kind in ("trained", "permuted")}
@@ -98,6 +99,7 @@ def test_a_control_differs_from_its_row_in_the_rewards_alone(world: World) -> No
         assert float(got) == float(said == solved[int(prompt)])
 
 
+@pytest.mark.slow
 def test_a_row_goes_on_seed_by_seed(tmp_path, monkeypatch, capsys) -> None:
     row, calls = Row("sft", "sft", SFT()), []
 

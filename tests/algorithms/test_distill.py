@@ -117,6 +117,7 @@ def test_reverse_kl_on_own_answers_is_the_kl_term_of_rl():
     assert_close(expected_gradient(Distill(divergence="reverse_kl"), student, teacher), rl, atol=1e-12, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("divergence", ["forward_kl", "reverse_kl", "jensen_shannon"])
 def test_the_student_becomes_the_teacher(divergence):
     """Gradient descent on answers that the student gives reaches the teacher in every state that can be visited."""
@@ -131,6 +132,7 @@ def test_the_student_becomes_the_teacher(divergence):
     assert_close(student.logits.softmax(-1), teacher.logits.softmax(-1), atol=1e-3, rtol=0)
 
 
+@pytest.mark.slow
 def test_sequence_level_becomes_the_teacher_too():
     """-log p of answers weighted as the teacher gives them: cross-entropy, least where the student is the teacher."""
     student, teacher = table(7, grad=True), table(8)

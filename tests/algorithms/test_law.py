@@ -110,7 +110,20 @@ MERGED = (
     "grpo",
     "ppo",
 )
-CASES = [(name, tuning) for name in METHODS for tuning in ("full", "lora")] + [(name, "merged") for name in MERGED]
+QUICK_LORA = ("sft", "bradley_terry", "dpo", "kto", "preference_model", "ppo")
+"""One method for each kind of batch and network; the other methods with an adapter are slow for their number."""
+
+
+def case(name: str, tuning: str) -> Any:
+    """Every method with all its weights is in the quick gate."""
+    quick = tuning == "full" or (tuning == "lora" and name in QUICK_LORA)
+    return pytest.param(name, tuning, marks=() if quick else pytest.mark.slow)
+
+
+CASES = [
+    *(case(name, tuning) for name in METHODS for tuning in ("full", "lora")),
+    *(case(name, "merged") for name in MERGED),
+]
 TOLERANCE = 1e-10
 ALL = 10**9
 

@@ -85,6 +85,7 @@ def test_it_learns_a_cycle_where_bradley_terry_cannot():
     assert float(torch.sigmoid(chosen - rejected).min()) < 0.5 + 1e-6
 
 
+@pytest.mark.slow
 def test_a_tie_is_one_half():
     """One pair that two people judged differently and one that tied: the same optimum, P = 1/2 and loss log 2."""
     a, b = Answer("yes"), Answer("no")

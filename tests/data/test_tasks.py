@@ -44,6 +44,7 @@ def test_every_pair_belongs_to_one_split_whichever_way_round() -> None:
     assert len(set(map(split_of, *zip(*all_pairs(1), strict=True)))) == 3, "one-digit sums are in every split too"
 
 
+@pytest.mark.slow
 def test_whole_splits_share_no_unordered_pair() -> None:
     """All problems there are, at different seeds, so that a split drawn by the seed would be caught."""
     drawn = {

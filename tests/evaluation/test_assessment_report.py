@@ -42,6 +42,7 @@ def test_answers_to_one_prompt_are_not_independent():
     assert by_prompt["high"] - by_prompt["low"] > 1.8 * (alone["high"] - alone["low"])
 
 
+@pytest.mark.slow
 def test_calibration():
     """Says .8 where .8 is true; and twice as sure as it may be."""
     rng = np.random.default_rng(0)

@@ -39,6 +39,18 @@ def reference() -> list[AnswerGroup]:
     return [group_from_json(row) for row in read_jsonl(FIXTURE)]
 
 
+@pytest.fixture(scope="module")
+def scored(reference: list[AnswerGroup]) -> list[tuple[Prompt, list[float]]]:
+    """Each prompt with the gold scores of its reference answers."""
+    return [(group.prompt, [gold_score(group.prompt, answer) for answer in group.answers]) for group in reference]
+
+
+@pytest.fixture(scope="module")
+def measured(reference: list[AnswerGroup]) -> list[list[dict[str, float]]]:
+    """Every measure of every reference answer."""
+    return [[all_measures(group.prompt, answer) for answer in group.answers] for group in reference]
+
+
 def keywords(prompt: Prompt, count: int | None = None) -> list[str]:
     """The prompt's words without the smallest ones: the test's own list, not the rule's."""
     words = [word.strip(".,:;!?\"'()").lower() for word in prompt.text.split()]
@@ -84,19 +96,29 @@ DEGENERATE: dict[str, Callable[[Prompt], str]] = {
 }
 
 
-def win_rate(reference: list[AnswerGroup], say: Callable[[Prompt], str]) -> float:
+def preferred(first: float, second: float) -> float:
+    """1 if the first score is higher, 0 if the second is, 1/2 if they are equal."""
+    return 0.5 if first == second else float(first > second)
+
+
+def win_rate(scored: list[tuple[Prompt, list[float]]], say: Callable[[Prompt], str]) -> float:
     """How often the said answer beats a reference answer to the same prompt, ties 1/2."""
-    wins = [
-        gold_preference(group.prompt, Answer(say(group.prompt)), answer)
-        for group in reference
-        for answer in group.answers
-    ]
+    wins = []
+    for prompt, scores in scored:
+        mine = gold_score(prompt, Answer(say(prompt)))
+        wins += [preferred(mine, score) for score in scores]
     return sum(wins) / len(wins)
 
 
+def test_the_preference_is_that_of_the_scores(reference: list[AnswerGroup], scored: list[tuple[Prompt, list[float]]]):
+    for group, (prompt, scores) in zip(reference[:20], scored[:20], strict=True):
+        for (first, mine), (second, other) in combinations(zip(group.answers, scores, strict=True), 2):
+            assert gold_preference(prompt, first, second) == preferred(mine, other)
+
+
 @pytest.mark.parametrize("kind", DEGENERATE)
-def test_degenerate_answers_lose_against_the_reference(reference: list[AnswerGroup], kind: str):
-    assert win_rate(reference, DEGENERATE[kind]) < 0.35
+def test_degenerate_answers_lose_against_the_reference(scored: list[tuple[Prompt, list[float]]], kind: str):
+    assert win_rate(scored, DEGENERATE[kind]) < 0.35
 
 
 @pytest.mark.parametrize(
@@ -106,8 +128,8 @@ def test_degenerate_answers_lose_against_the_reference(reference: list[AnswerGro
         "My neighbor painted her garden fence last spring and planted roses along the path.",
     ],
 )
-def test_one_fixed_sentence_about_something_else_loses(reference: list[AnswerGroup], sentence: str):
-    assert win_rate(reference, lambda prompt: sentence) < 0.5
+def test_one_fixed_sentence_about_something_else_loses(scored: list[tuple[Prompt, list[float]]], sentence: str):
+    assert win_rate(scored, lambda prompt: sentence) < 0.5
 
 
 def all_measures(prompt: Prompt, answer: Answer) -> dict[str, float]:
@@ -118,12 +140,14 @@ MEASURES = list(all_measures(KETTLE, Answer("x")))
 
 
 @pytest.mark.parametrize("measure", MEASURES)
-def test_no_single_measure_gives_the_gold_choices_away(reference: list[AnswerGroup], measure: str):
+def test_no_single_measure_gives_the_gold_choices_away(
+    scored: list[tuple[Prompt, list[float]]], measured: list[list[dict[str, float]]], measure: str
+):
     agreed = choices = 0.0
-    for group in reference:
-        values = [all_measures(group.prompt, answer)[measure] for answer in group.answers]
-        for i, j in combinations(range(len(group.answers)), 2):
-            gold = gold_preference(group.prompt, group.answers[i], group.answers[j])
+    for (_, scores), found in zip(scored, measured, strict=True):
+        values = [one[measure] for one in found]
+        for i, j in combinations(range(len(values)), 2):
+            gold = preferred(scores[i], scores[j])
             if gold == 0.5:
                 continue
             choices += 1

@@ -145,6 +145,7 @@ def test_backups_are_made_at_the_end_and_only_when_something_changed(lite: Any, 
     assert "exists" in failing.failure.lower()
 
 
+@pytest.mark.slow
 def test_a_postgres_dump_restores_everything(postgres: str, tmp_path: Path, request: Any) -> None:
     programs = sorted(Path("/usr/lib/postgresql").glob("*/bin/pg_dump"))
     dump = shutil.which("pg_dump") or str(programs[-1])

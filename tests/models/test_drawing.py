@@ -25,6 +25,7 @@ def draws(p: torch.Tensor, uniforms: torch.Tensor, rows: int = 128) -> torch.Ten
     return torch.cat([inverse_cdf(p.expand(len(u), -1), u) for u in uniforms.split(rows)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["flat", "peaked"])
 def test_chi_square_against_the_exact_probabilities(kind):
     """8,000 draws in classes of at least 20 expected: the tokens in a random order, cut by mass. Refused at 1e-4."""

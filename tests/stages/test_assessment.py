@@ -68,6 +68,7 @@ def scores(reward) -> list[float]:
     return reward.score([user("Say 100")], [[Answer(GOOD), Answer(BAD)]])[0][0]
 
 
+@pytest.mark.slow
 def test_classifier(place):
     """Held out it tells the two apart; as a reward it gives P(yes), with a threshold 1 or 0, times the weight."""
     folder = main(settings(Classifier(), "labels"))
@@ -93,6 +94,7 @@ def test_classifier(place):
     assert float(logit) == pytest.approx(logits[0], abs=1e-4)
 
 
+@pytest.mark.slow
 def test_regression(place):
     """It starts at the mean rating, ends near 5 and 2, on the ratings' own scale."""
     folder = main(settings(Regression(), "ratings"))
@@ -108,6 +110,7 @@ def test_regression(place):
     assert scores(combine(["run(above=3.5)"])) == [1.0, 0.0]
 
 
+@pytest.mark.slow
 def test_outcome_value_on_answers_that_a_reward_labels(place):
     """`finished` labels the sampled answers; V differs only once the answers do, and its changes sum to the whole."""
     main(settings(OutcomeValue(loss="cross_entropy"), "answers", labels=("finished",)))
@@ -128,6 +131,7 @@ def test_outcome_value_on_answers_that_a_reward_labels(place):
     assert [len(row) for row in changes] == [len(row) - 1 for row in values]
 
 
+@pytest.mark.slow
 def test_steps_are_read_where_they_end(place):
     """Two lines: V after the first line's last letter and after the whole; the same as asking about each prefix."""
     main(settings(OutcomeValue(), "labels", steps=2))

@@ -76,6 +76,7 @@ def distance(student: str) -> float:
     return total / count
 
 
+@pytest.mark.slow
 def test_token_level_brings_the_student_nearer(place):
     """The first step's loss is the KL on its rows; after 20 steps at a high rate the saved policy is nearer by half."""
     before = distance("student")
@@ -87,6 +88,7 @@ def test_token_level_brings_the_student_nearer(place):
     assert rows[-1]["accuracy/teacher"] > rows[0]["accuracy/teacher"]
 
 
+@pytest.mark.slow
 def test_plain_sft_asks_no_teacher(place):
     """The same command without a teacher: -log p of the demonstrations, as plain calls give it."""
     folder = main(settings(algorithm=SFT(), teacher=None, out="plain", steps=1, batch_size=6))
@@ -98,6 +100,7 @@ def test_plain_sft_asks_no_teacher(place):
     assert metrics(folder)[0]["loss"] == pytest.approx(-float(logp.sum() / rows.mask.sum()), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_on_policy_share_is_sampled_from_the_student(place):
     """With lambda 1 every row is the student's own sample, kept in samples.jsonl."""
     folder = main(settings(out="own", algorithm=Distill(on_policy=1.0, divergence="reverse_kl")))
@@ -107,6 +110,7 @@ def test_on_policy_share_is_sampled_from_the_student(place):
     assert all(row["answers"][0]["stop_reason"] in ("stop", "length") for row in samples)
 
 
+@pytest.mark.slow
 def test_sequence_level_learns_what_the_teacher_said(place):
     """teacher.jsonl holds one answer a prompt; the loss is -log p of them; a resumed run reads them and asks nobody."""
     cfg = settings(out="said", algorithm=Distill(level="sequence"), batch_size=6, steps=1)
@@ -129,6 +133,7 @@ def test_sequence_level_learns_what_the_teacher_said(place):
     assert len(metrics(resumed)) == 2
 
 
+@pytest.mark.slow
 def test_another_tokenizer_teaches_by_its_text(place):
     with pytest.raises(ValueError, match=r"another vocabulary.*'elsewhere'.*--algorithm.level sequence"):
         main(settings(teacher="stranger", out="no"))
@@ -138,6 +143,7 @@ def test_another_tokenizer_teaches_by_its_text(place):
     assert not (place / "no").exists()
 
 
+@pytest.mark.slow
 def test_rl_takes_on_the_teachers_distributions_without_a_reward(place):
     """Answers are the policy's own, the loss is a divergence, and what rl cannot do is refused before anything is written."""
     cfg = RL(

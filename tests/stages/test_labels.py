@@ -81,6 +81,7 @@ def _work(db, project: int, who: int, person: SimulatedAnnotator, rng: np.random
     raise AssertionError("the queue never ends")
 
 
+@pytest.mark.slow
 def test_export_says_who_was_right_and_trains(url: str, tmp_path: Path, capsys) -> None:
     out = tmp_path / "export"
     assert main(["export", "--db", url, "--out", str(out), "--weights", "reliability", "--valid-share", "0.2"]) == 0

@@ -32,6 +32,7 @@ def run(data: str, *flags: str):
     return steps, json.loads((folder / "prefer.json").read_text())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("data", "flags"),
     [

@@ -92,6 +92,7 @@ def test_ppo_in_full_and_the_same_after_a_resume(place: Path, tmp_path: Path) ->
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
+@pytest.mark.slow
 def test_dapo_draws_again_where_nothing_differs(place: Path, tmp_path: Path) -> None:
     """`sums` is never right here: every attempt is used, what is left is constant, and the penalty still tells answers apart."""
     rows = run(
@@ -116,6 +117,7 @@ def test_an_exam_on_held_out_prompts(place: Path, tmp_path: Path) -> None:
     assert all(f"exam/{name}" in report for name in ("accuracy", "maj_at_k", "pass_at_k", "length", "reflection"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["grpo", "reinforce"])
 def test_process_rewards_reach_the_samples(method: str, place: Path, tmp_path: Path) -> None:
     run(place, tmp_path / "run", process_reward=["brevity"], algorithm={"name": method, "group_size": 2}, steps=1)

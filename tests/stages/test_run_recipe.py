@@ -72,6 +72,7 @@ def settings(folder: Path) -> dict[str, Any]:
     return yaml.safe_load((folder / "config.yaml").read_text())
 
 
+@pytest.mark.slow
 def test_stages_run_in_order_on_what_earlier_ones_made(inputs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([written(recipe()), "--out", "out", "--seed", "5"]) == 0
     out = Path("out")
@@ -93,6 +94,7 @@ def test_stages_run_in_order_on_what_earlier_ones_made(inputs: Path, capsys: pyt
     )
 
 
+@pytest.mark.slow
 def test_finished_stages_are_kept_and_the_rest_runs(inputs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = Path("out")
     run_stages(recipe(), out, False, "test", only="sft")
@@ -106,6 +108,7 @@ def test_finished_stages_are_kept_and_the_rest_runs(inputs: Path, capsys: pytest
     assert "sft: finished before, kept" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_an_interrupted_recipe_resumes_to_the_same_bits(inputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run_stages(recipe(), Path("whole"), False, "test")
     original, calls = loop.one_step, []
@@ -231,6 +234,7 @@ def test_shared_keys_reach_the_stages_that_have_them(inputs: Path) -> None:
     assert (by_name["rl"].seed, by_name["answers"].seed) == (3, 9)
 
 
+@pytest.mark.slow
 def test_changed_settings_and_stale_results_are_refused(inputs: Path) -> None:
     out = Path("out")
     run_stages(recipe(), out, False, "test")
@@ -244,6 +248,7 @@ def test_changed_settings_and_stale_results_are_refused(inputs: Path) -> None:
     assert not any((out / "sft").iterdir())
 
 
+@pytest.mark.slow
 def test_one_stage_alone(inputs: Path) -> None:
     path = written(recipe())
     with pytest.raises(ValueError, match="stage rl uses @sft, which is not finished in out; run that first"):
@@ -258,6 +263,7 @@ def test_one_stage_alone(inputs: Path) -> None:
     assert not Path("out/answers").exists()
 
 
+@pytest.mark.slow
 def test_a_recipe_of_one_command_is_that_command(inputs: Path) -> None:
     sft = {"command": "sft", "model": "model", "data": ["shown.jsonl"], "steps": 2, "batch_size": 2}
     assert main([written(sft), "--out", "one", "--steps", "1"]) == 0

@@ -85,6 +85,7 @@ def test_nothing_to_keep_is_an_error_that_says_why(tmp_path: Path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_sample_keeps_the_best_and_sft_reads_them(place: Path):
     """Each demonstration is the highest-scored finished answer to its prompt in answers.jsonl."""
     options = {"model": "model", "data": ["prompts.jsonl"], "answers": 6, **SHORT}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 from torch.testing import assert_close
 
@@ -70,6 +71,7 @@ def run(folder: Path, coefficient: float | None, steps: int = 2) -> tuple[list[d
     return list(read_jsonl(folder / "metrics.jsonl")), asked, weights
 
 
+@pytest.mark.slow
 def test_every_optimiser_step_gets_texts_of_its_own_and_a_resumed_run_the_next_ones(tmp_path):
     rows, asked, whole = run(tmp_path / "whole", 0.5)
     assert asked == list(range(8)), "2 steps x 2 passes x 2 minibatches"
@@ -82,6 +84,7 @@ def test_every_optimiser_step_gets_texts_of_its_own_and_a_resumed_run_the_next_o
     assert again[1]["ptx/loss"] == rows[1]["ptx/loss"]
 
 
+@pytest.mark.slow
 def test_the_coefficient_counts(tmp_path):
     """Adam forgets the size of a gradient, not its direction: with more weight on the texts their loss falls lower."""
     without, _, plain = run(tmp_path / "without", None, steps=6)

@@ -121,6 +121,7 @@ def test_a_full_disk_leaves_the_previous_checkpoint(place: str, tmp_path: Path, 
     assert Checkpoints(tmp_path).latest().step == 1  # type: ignore[union-attr]
 
 
+@pytest.mark.slow
 def test_the_systems_own_write_error_is_recognised(tmp_path: Path) -> None:
     """safetensors words it in its own way: a real limit on file sizes, not a patched function."""
     script = f"""

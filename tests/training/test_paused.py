@@ -36,6 +36,7 @@ def run(folder: Path, waits_at: int | None = None, resume: bool = False) -> torc
     return torch.cat([p.detach().flatten() for p in module.parameters()])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("waits_at", [0, 2, STEPS - 1])
 def test_a_paused_run_goes_on_bit_for_bit(waits_at: int, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(Interrupted, match="go on like this"):
