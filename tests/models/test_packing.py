@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import chain, pairwise
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,11 +12,14 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.testing import assert_close
 from transformers import (
+    AttentionInterface,
     AutoModelForCausalLM,
     CohereConfig,
     Gemma2Config,
+    Gemma3TextConfig,
     GemmaConfig,
     GPT2Config,
+    GptOssConfig,
     GraniteConfig,
     LlamaConfig,
     MistralConfig,
@@ -25,8 +29,9 @@ from transformers import (
 )
 
 from tutelage.data.batch import Pairs, Sequences, sequences
+from tutelage.models import attention
 from tutelage.models.logprobs import CausalModel, forward_hidden
-from tutelage.models.packing import ATTENTION, backbone_of, group_mask, micro_batches, pack, unsupported
+from tutelage.models.packing import ATTENTION, backbone_of, micro_batches, pack, unsupported, windowed
 from tutelage.models.tiny import tiny
 
 BATCH = sequences(
@@ -37,27 +42,13 @@ BATCH = sequences(
 )
 
 
-def test_group_mask_by_hand():
-    """A prompt of two tokens, answers of two and one: rows are who looks, columns what is seen."""
-    seen = (group_mask(2, [2, 1], torch.float32) == 0).int().tolist()
-    assert seen == [
-        [1, 0, 0, 0, 0],
-        [1, 1, 0, 0, 0],
-        [1, 1, 1, 0, 0],
-        [1, 1, 1, 1, 0],
-        [1, 1, 0, 0, 1],
-    ]
-    assert group_mask(2, [3], torch.float32) is None, "one answer: causal attention is right"
-    assert group_mask(2, [2, 1], torch.float64).dtype == torch.float64
-
-
 def test_pack_by_hand():
     """Prompts (5 6) and (8); rows 0 and 2 answer the first: one line, positions restart, `before` points one back."""
     batch = sequences([(5, 6), (8,)], [0, 1, 0], [[20, 21], [30], [40]])
     packed = pack(batch)
     assert packed.input_ids.tolist() == [[5, 6, 20, 21, 40, 8, 30]]
     assert packed.positions.tolist() == [[0, 1, 2, 3, 2, 0, 1]]
-    assert [(s.start, s.stop, s.mask is None) for s in packed.spans] == [(0, 5, False), (5, 7, True)]
+    assert [(s.start, s.stop, s.answers) for s in packed.spans] == [(0, 5, (2, 1)), (5, 7, (1,))]
     assert packed.before.tolist() == [[1, 2], [5, 0], [1, 0]]
     assert packed.last.tolist() == [3, 6, 4]
 
@@ -163,12 +154,16 @@ def random_model(config: PretrainedConfig) -> nn.Module:
 
 @pytest.fixture
 def nothing_rounds(monkeypatch):
-    """transformers' norms go through float32 inside; here float64 tensors stay what they are."""
-    to, to_float = torch.Tensor.to, torch.Tensor.float
+    """transformers' norms and eager softmax go through float32 inside; here float64 tensors stay what they are."""
+    to, to_float, softmax = torch.Tensor.to, torch.Tensor.float, nn.functional.softmax
 
     def stay(x: torch.Tensor, *args, **kwargs) -> torch.Tensor:
         return x if x.dtype == torch.float64 and args[:1] == (torch.float32,) else to(x, *args, **kwargs)
 
+    def softmax_there(x: torch.Tensor, dim: int, dtype: torch.dtype | None = None) -> torch.Tensor:
+        return softmax(x, dim, dtype=torch.float64 if x.dtype == torch.float64 else dtype)
+
+    monkeypatch.setattr(nn.functional, "softmax", softmax_there)
     monkeypatch.setattr(torch.Tensor, "to", stay)
     monkeypatch.setattr(torch.Tensor, "float", lambda x: x if x.dtype == torch.float64 else to_float(x))
 
@@ -190,45 +185,56 @@ PACKED = {
     "qwen2": Qwen2Config(**SMALL),
     "qwen3": Qwen3Config(**SMALL, head_dim=8),
     "gemma": GemmaConfig(**SMALL, head_dim=8),
+    "gemma2": Gemma2Config(
+        **SMALL, head_dim=8, sliding_window=3, attn_logit_softcapping=0.5, final_logit_softcapping=3.0
+    ),
+    "gemma3": Gemma3TextConfig(**SMALL, head_dim=8, sliding_window=3, sliding_window_pattern=2),
+    "mistral": MistralConfig(**SMALL, sliding_window=3),
     "mistral without a window": MistralConfig(**SMALL, sliding_window=None),
     "granite": GraniteConfig(**SMALL, logits_scaling=3.0, embedding_multiplier=2.0, attention_multiplier=0.3),
     "cohere": CohereConfig(**SMALL, logit_scale=0.3),
 }
 ROPE = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
 FALL_BACK = {
-    "gemma2": (Gemma2Config(**SMALL, head_dim=8, sliding_window=3), "layers of other kinds than full attention"),
-    "mistral": (MistralConfig(**SMALL, sliding_window=3), "sliding window of 3"),
+    "gpt-oss": (GptOssConfig(**SMALL, head_dim=8, sliding_window=3, num_local_experts=2, num_experts_per_tok=1), "sinks"),
     "gpt2": (GPT2Config(vocab_size=99, n_embd=32, n_layer=2, n_head=4, n_positions=64, initializer_range=0.2), "no rotary"),
     "dynamic rope": (LlamaConfig(**SMALL, rope_parameters=ROPE), "position encoding with the length"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", PACKED)
-def test_other_families_run_packed(name, nothing_rounds):
-    """Packed == padded, values and gradients, in float64; and both say what the model itself says, row by row."""
+def test_other_families_run_packed(name, nothing_rounds, monkeypatch):
+    """Packed in either layout == padded, values and gradients, in float64; and all say what the model itself says, row by row."""
     model = random_model(PACKED[name]).double()
     assert unsupported(backbone_of(model).config, backbone_of(model)) is None
     found = []
-    for plain in (False, True):
+    for split, plain in ((0, False), (9, False), (0, True)):
+        monkeypatch.setattr(attention, "SPLIT", split)
         model.zero_grad()
         logp, entropy = CausalModel(model, 0.7, plain=plain).logprobs_and_entropy(BATCH)
         (logp * torch.arange(5) + 0.3 * entropy).sum().backward()
         found.append(
             [logp.detach(), entropy.detach(), *(p.grad.clone() for p in model.parameters() if p.grad is not None)]
         )
-    for packed, plain in zip(*found, strict=True):
+    for packed, plain in [*zip(found[0], found[2], strict=True), *zip(found[1], found[2], strict=True)]:
         assert (packed - plain).abs().max() <= 1e-10 * max(1.0, float(plain.abs().max()))
     with torch.no_grad():
         assert_close(found[0][0], row_by_row(model, BATCH, 0.7), atol=1e-10, rtol=0)
 
 
-def test_a_soft_cap_is_a_reason_of_its_own():
-    config = Gemma2Config(**SMALL, head_dim=8, layer_types=["full_attention"] * 2, attn_logit_softcapping=2.0)
-    config.sliding_window = None
-    model = random_model(PACKED["gemma"])
-    assert unsupported(config, backbone_of(model)) == "gemma2 soft-caps its attention logits"
-    config.attn_logit_softcapping = None
-    assert unsupported(config, backbone_of(model)) is None
+def test_a_layer_that_hides_its_window_is_refused():
+    """Windows reach attention by an argument; a model that forgets to give it would see everything, silently."""
+    mixed = Gemma2Config(**SMALL, sliding_window=3)
+    qkv = torch.zeros(3, 1, 2, 4, 8)
+    packed = AttentionInterface()[ATTENTION]
+    layout = pack(sequences([(5, 6)], [0], [[20, 21]]))
+    for layer, told in ((0, None), (1, 3)):
+        assert [windowed(mixed, n) for n in (0, 1)] == [True, False]
+        module = SimpleNamespace(config=mixed, layer_idx=layer)
+        with pytest.raises(AssertionError, match="hides its window"):
+            packed(module, *qkv, None, layout=layout, sliding_window=told)
+        packed(module, *qkv, None, layout=layout, sliding_window=None if told else 3)
+    assert not windowed(Qwen2Config(**SMALL, sliding_window=3, use_sliding_window=False), 0)
 
 
 @pytest.mark.parametrize("name", FALL_BACK)

@@ -3,7 +3,14 @@
 import pytest
 import torch
 from torch.testing import assert_close
-from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    Gemma3TextConfig,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    MistralConfig,
+)
 
 from tutelage.data.batch import sequences
 from tutelage.models.logprobs import CausalModel
@@ -13,6 +20,11 @@ from tutelage.models.tiny import tiny
 
 PROMPTS = [list(b"Why is the sky blue?"), list(b"Hi"), list(b"Count to three"), list(b"x")]
 STOP = 257
+SHAPE = {
+    "vocab_size": 259, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 64, "initializer_range": 0.3, "bos_token_id": 256,
+    "eos_token_id": 257, "pad_token_id": 258,
+}  # fmt: skip
 
 
 def decoder_of(model, tokenizer=None, stop=(STOP,), **settings):
@@ -189,6 +201,28 @@ def test_a_model_without_grouped_keys_and_one_that_cannot_run():
     gpt2 = GPT2LMHeadModel(GPT2Config(vocab_size=259, n_embd=16, n_layer=1, n_head=2, n_positions=64)).eval()
     with pytest.raises(ValueError, match="gpt2 has no rotary positions"):
         decoder_of(gpt2).sample(PROMPTS, 1, Decoding(4), "s")
+
+
+WINDOWED = {
+    "mistral": MistralConfig(**SHAPE, sliding_window=5),
+    "gemma2": Gemma2Config(**SHAPE, head_dim=8, sliding_window=5, attn_logit_softcapping=0.5),
+    "gemma3": Gemma3TextConfig(
+        **SHAPE, head_dim=8, sliding_window=5, layer_types=["sliding_attention", "full_attention"]
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WINDOWED)
+def test_windows_and_soft_caps_are_decoded(name):
+    """Windows of 5 tokens, prompts and answers longer than that: log-probs as one plain call of the model gives them."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(WINDOWED[name]).eval()
+    for prompt, group in zip(PROMPTS, decoder_of(model, rows=3).sample(PROMPTS, 2, Decoding(9), "s"), strict=True):
+        for answer in group:
+            with torch.no_grad():
+                logp = model(torch.tensor([[*prompt, *answer.tokens]])).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+            own = logp[torch.arange(len(answer.tokens)), list(answer.tokens)]
+            assert_close(torch.tensor(answer.logprobs), own, atol=2e-5, rtol=0)
 
 
 @pytest.mark.slow

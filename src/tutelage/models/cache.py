@@ -10,7 +10,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
-from tutelage.models.packing import Span, attend_spans
+from tutelage.models.attention import Look, Span, attend_spans
+from tutelage.models.gemm import multiplying
 
 
 @dataclass
@@ -47,12 +48,12 @@ class Prefill:
     rows: Sequence[Sequence[int]]
     cache: KeyValues
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, look: Look) -> Tensor:
         """Attention within each prompt, and a copy of its keys and values for its rows."""
         for span, rows in zip(self.spans, self.rows, strict=True):
             for buffer, fresh in ((self.cache.keys[layer], key), (self.cache.values[layer], value)):
-                buffer[list(rows), :, : span.stop - span.start] = fresh[:, :, span.start : span.stop]
-        return attend_spans(self.spans, query, key, value, scaling)
+                buffer[list(rows), :, : span.tokens] = fresh[:, :, span.start : span.stop]
+        return attend_spans(self.spans, query, key, value, look)
 
 
 @dataclass(frozen=True)
@@ -61,27 +62,52 @@ class Step:
 
     cache: KeyValues
     at: Int[Tensor, "R"]
-    hidden: Float[Tensor, "R 1 1 T"] = field(repr=False)
+    """Where each row's new token goes."""
+    width: int
+    """Cells that any row sees."""
+    cells: Int[Tensor, "R*K"] = field(repr=False)
+    """Where the new keys go in the cache, seen as one list of cells."""
+    _masks: dict[tuple[int | None, torch.dtype], Tensor] = field(default_factory=dict, repr=False)
 
     @classmethod
-    def of(cls, cache: KeyValues, rows: int, dtype: torch.dtype) -> Step:
+    def of(cls, cache: KeyValues, rows: int) -> Step:
         """The next step of the first `rows` rows."""
         at = cache.lengths[:rows].clone()
-        width = int(at.max()) + 1
-        seen = torch.arange(width, device=at.device)[None, :] <= at[:, None]
-        mask = torch.zeros(rows, width, dtype=dtype, device=at.device).masked_fill_(~seen, float("-inf"))
-        return cls(cache, at, mask[:, None, None, :])
+        _, kv, room, _ = cache.keys[0].shape
+        cells = torch.arange(rows * kv, device=at.device) * room + at.repeat_interleave(kv)
+        return cls(cache, at, int(at.max()) + 1, cells)
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, look: Look) -> Tensor:
         """Attention of one token a row over that row's own keys; query heads of one kv head share its read."""
-        keys, values = self.cache.keys[layer], self.cache.values[layer]
-        rows, width = len(self.at), self.hidden.shape[-1]
-        index = torch.arange(rows, device=self.at.device)
-        keys[index, :, self.at] = key[0].transpose(0, 1)
-        values[index, :, self.at] = value[0].transpose(0, 1)
-        heads, kv = query.shape[1], keys.shape[1]
-        q = query[0].transpose(0, 1).reshape(rows, kv, heads // kv, query.shape[-1])
-        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-        weights = torch.matmul(q * scale, keys[:rows, :, :width].transpose(-1, -2)) + self.hidden
-        out = torch.matmul(nn.functional.softmax(weights, dim=-1), values[:rows, :, :width])
-        return out.reshape(1, rows, heads, query.shape[-1])
+        rows, heads, width = len(self.at), query.shape[1], query.shape[3]
+        keys, values = self._grown(self.cache.keys[layer], key), self._grown(self.cache.values[layer], value)
+        kv = key.shape[1]
+        folded = query[0].transpose(0, 1).reshape(rows * kv, heads // kv, width)
+        scale = width**-0.5 if look.scaling is None else look.scaling
+        mask = self.mask(look.window, folded)
+        with multiplying("default"):  # many tiny products: oneDNN takes twice as long to set them up
+            if look.cap is None:
+                scores = torch.baddbmm(mask, folded, keys.transpose(1, 2), alpha=scale)
+            else:
+                raw = torch.bmm(folded, keys.transpose(1, 2))
+                scores = raw.mul_(scale / look.cap).tanh_().mul_(look.cap).add_(mask)
+            out = torch.bmm(nn.functional.softmax(scores, dim=-1), values)
+        return out.view(1, rows, heads, width)
+
+    def mask(self, window: int | None, like: Tensor) -> Float[Tensor, "R*K 1 T"]:
+        """Additive: what a row has not written yet, and what has left its window."""
+        place = (window, like.dtype)
+        if place not in self._masks:
+            cells = torch.arange(self.width, device=self.at.device)[None, :]
+            seen = cells <= self.at[:, None]
+            if window is not None:
+                seen &= cells > self.at[:, None] - window
+            mask = torch.zeros(seen.shape, dtype=like.dtype, device=seen.device).masked_fill_(~seen, float("-inf"))
+            self._masks[place] = mask.repeat_interleave(like.shape[0] // len(self.at), dim=0)[:, None]
+        return self._masks[place]
+
+    def _grown(self, buffer: Float[Tensor, "R K T D"], fresh: Float[Tensor, "1 K R D"]) -> Float[Tensor, "R*K t D"]:
+        """The rows with their new cell written, cut to the cells that are seen."""
+        rows, kv, room, width = buffer.shape
+        buffer.view(-1, width).index_copy_(0, self.cells, fresh[0].transpose(0, 1).reshape(-1, width))
+        return buffer.view(rows * kv, room, width)[: len(self.cells), : self.width]

@@ -144,7 +144,7 @@ def forward_hidden(model: nn.Module, batch: Sequences, plain: bool = False) -> t
     backbone = backbone_of(model)
     if plain or unsupported(backbone.config, backbone):
         return padded_hidden(backbone, batch)
-    packed = pack(batch, next(backbone.parameters()).dtype)
+    packed = pack(batch)
     return packed_hidden(backbone, packed), packed
 
 

@@ -49,14 +49,9 @@ class MixtureDecoder(Decoder):
         mine = KeyValues(whole.keys[:layers], whole.values[:layers], whole.lengths)
         theirs = KeyValues(whole.keys[layers:], whole.values[layers:], whole.lengths)
         ours = super()._logits(ids, positions, replace(layout, cache=mine), read)
-        return (1 - self.mixing) * ours + self.mixing * self.other._logits(ids, positions, _over(layout, theirs), read)
-
-
-def _over(layout: Prefill | Step, cache: KeyValues) -> Prefill | Step:
-    """The layout over another model's cache, whose precision may differ."""
-    if isinstance(layout, Step):
-        return replace(layout, cache=cache, hidden=layout.hidden.to(cache.keys[0].dtype))
-    return replace(layout, cache=cache)
+        return (1 - self.mixing) * ours + self.mixing * self.other._logits(
+            ids, positions, replace(layout, cache=theirs), read
+        )
 
 
 def rival_decoder(policy: Decoder, reference: Decoder, mixing: float) -> Decoder:

@@ -7,7 +7,7 @@ answers; an answer's tokens see the prompt and themselves. Positions restart at 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -18,17 +18,9 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, PretrainedConfig, PreTrainedModel
 
 from tutelage.data.batch import Rows, Sequences, row_keys
+from tutelage.models.attention import Look, Span, attend_spans
 
 ATTENTION = "tutelage_packed"
-
-
-@dataclass(frozen=True)
-class Span:
-    """One group on the packed line: tokens start..stop; `mask` [n, n] is None where plain causal attention is right."""
-
-    start: int
-    stop: int
-    mask: Float[Tensor, "n n"] | None
 
 
 @dataclass(frozen=True)
@@ -45,19 +37,13 @@ class Packed:
     before: Int[Tensor, "B T"]
     last: Int[Tensor, "B"]
 
-
-def group_mask(prompt: int, answers: Sequence[int], dtype: torch.dtype) -> Float[Tensor, "n n"] | None:
-    """Additive mask of a group: causal, and an answer never sees another answer. None for a single answer (causal)."""
-    if len(answers) <= 1:
-        return None
-    owner = torch.repeat_interleave(torch.arange(len(answers) + 1), torch.tensor([prompt, *answers]))
-    order = torch.arange(len(owner))
-    allowed = (order[None, :] <= order[:, None]) & ((owner[None, :] == 0) | (owner[None, :] == owner[:, None]))
-    return torch.zeros(len(owner), len(owner), dtype=dtype).masked_fill_(~allowed, float("-inf"))
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, look: Look) -> Tensor:
+        """Attention inside each span."""
+        return attend_spans(self.spans, query, key, value, look)
 
 
-def pack(batch: Sequences, dtype: torch.dtype = torch.float32) -> Packed:
-    """Lay a batch out on one line, rows of the same prompt together; `dtype` is the one attention runs in."""
+def pack(batch: Sequences) -> Packed:
+    """Lay a batch out on one line, rows of the same prompt together."""
     device = batch.tokens.device
     lengths, tokens, prompt_of = batch.lengths.tolist(), batch.tokens.tolist(), batch.prompt_of.tolist()
     members: dict[int, list[int]] = {}
@@ -79,8 +65,7 @@ def pack(batch: Sequences, dtype: torch.dtype = torch.float32) -> Packed:
             before[row, :length] = torch.arange(first - 1, first + length - 1)
             before[row, :1] = start + len(head) - 1
             last[row] = first + length - 1 if length else start + len(head) - 1
-        mask = group_mask(len(head), [lengths[row] for row in rows], dtype)
-        spans.append(Span(start, len(ids), None if mask is None else mask.to(device)))
+        spans.append(Span(start, len(ids), tuple(lengths[row] for row in rows if lengths[row])))
     line = torch.tensor([ids, positions], device=device)
     return Packed(line[:1], line[1:], tuple(spans), before.to(device), last.to(device))
 
@@ -102,34 +87,22 @@ def _packed_attention(
         "packed attention needs a layout; call the model through models.logprobs or models.sampling"
     )
     assert not dropout, "dropout must be off: it makes the ratio of a policy to itself differ from 1"
-    unhandled = [name for name in ("sliding_window", "softcap", "s_aux") if kwargs.get(name) is not None]
-    assert not unhandled, f"packed attention does not handle {unhandled}; `supports` should have refused this model"
-    if hasattr(layout, "attend"):
-        return layout.attend(module.layer_idx, query, key, value, scaling), None
-    return attend_spans(layout.spans, query, key, value, scaling), None
+    assert kwargs.get("s_aux") is None, "packed attention does not handle sinks; `unsupported` should have refused this"
+    look = Look(scaling, kwargs.get("sliding_window"), kwargs.get("softcap"))
+    layer: Any = module
+    assert (look.window is not None) == windowed(layer.config, layer.layer_idx), "this layer hides its window"
+    return layout.attend(layer.layer_idx, query, key, value, look), None
 
 
 AttentionInterface.register(ATTENTION, _packed_attention)
 
 
-def attend_spans(
-    spans: Sequence[Span],
-    query: Float[Tensor, "1 H N D"],
-    key: Float[Tensor, "1 K N D"],
-    value: Float[Tensor, "1 K N D"],
-    scaling: float | None,
-) -> Float[Tensor, "1 N H D"]:
-    """Attention inside each span, side by side on the line."""
-    repeats = query.shape[1] // key.shape[1]
-    if repeats > 1:
-        key, value = key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1)
-    parts = []
-    for span in spans:
-        q, k, v = (x[:, :, span.start : span.stop] for x in (query, key, value))
-        mask = None if span.mask is None else span.mask[None, None]
-        out = nn.functional.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None, scale=scaling)
-        parts.append(out.transpose(1, 2))
-    return torch.cat(parts, dim=1)
+def windowed(config: PretrainedConfig, layer: int) -> bool:
+    """Whether a layer sees only the last tokens, by the model's settings: its attention must then be told the window."""
+    kinds = getattr(config, "layer_types", None)
+    if kinds:
+        return kinds[layer] == "sliding_attention"
+    return getattr(config, "sliding_window", None) is not None and getattr(config, "use_sliding_window", True)
 
 
 def backbone_of(model: nn.Module) -> PreTrainedModel:
@@ -144,21 +117,21 @@ def unsupported(config: PretrainedConfig, model: PreTrainedModel) -> str | None:
     """Why this model cannot run packed (then rows run one padded batch at a time), or None where it can."""
     if not getattr(model, "_supports_attention_backend", False):
         return f"{config.model_type} does not go through transformers' attention interface"
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    if kinds != {"full_attention"}:
-        return f"{config.model_type} has layers of other kinds than full attention: {sorted(kinds)}"
-    if getattr(config, "use_sliding_window", True) and getattr(config, "sliding_window", None) is not None:
-        return f"{config.model_type} uses a sliding window of {config.sliding_window} tokens"
-    if getattr(config, "attn_logit_softcapping", None) is not None:
-        return f"{config.model_type} soft-caps its attention logits"
-    rope = getattr(config, "rope_parameters", None) or {}
-    if rope.get("rope_type", "default") in ("dynamic", "longrope"):
-        return f"{config.model_type} changes its position encoding with the length seen ({rope['rope_type']})"
-    return (
-        None
-        if "rope_theta" in rope or hasattr(config, "rope_theta")
-        else f"{config.model_type} has no rotary positions"
-    )
+    kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
+    if kinds:
+        return f"{config.model_type} has layers of other kinds than full or sliding attention: {sorted(kinds)}"
+    if getattr(config, "use_bidirectional_attention", False) or getattr(config, "num_kv_shared_layers", 0):
+        return f"{config.model_type} attends in another way than each layer to its own earlier tokens"
+    first = next(iter(getattr(model, "layers", ())), None)
+    if hasattr(getattr(first, "self_attn", None), "sinks"):
+        return f"{config.model_type} has attention sinks"
+    given = getattr(config, "rope_parameters", None) or {}
+    for rope in [kind for kind in given.values() if isinstance(kind, dict)] or [given]:
+        if rope.get("rope_type", "default") in ("dynamic", "longrope"):
+            return f"{config.model_type} changes its position encoding with the length seen ({rope['rope_type']})"
+        if "rope_theta" not in rope and not hasattr(config, "rope_theta"):
+            return f"{config.model_type} has no rotary positions"
+    return None
 
 
 @contextmanager
@@ -181,7 +154,10 @@ def packed_hidden(backbone: PreTrainedModel, packed: Packed) -> Float[Tensor, "N
 
 
 def padded_hidden(backbone: PreTrainedModel, batch: Sequences) -> tuple[Float[Tensor, "N D"], Packed]:
-    """The fallback: every row beside its own copy of the prompt, right-padded; the same indices into a flat line."""
+    """The fallback: every row beside its own copy of the prompt, right-padded; the same indices into a flat line.
+
+    No padding mask: what stands behind a row is later than all of it, and a window full of masked tokens would be NaN.
+    """
     rows = [
         [*batch.prompts.tokens[p], *t[:n]]
         for p, t, n in zip(batch.prompt_of.tolist(), batch.tokens.tolist(), batch.lengths.tolist(), strict=True)
@@ -189,7 +165,7 @@ def padded_hidden(backbone: PreTrainedModel, batch: Sequences) -> tuple[Float[Te
     width = max(len(row) for row in rows)
     ids = torch.tensor([row + [0] * (width - len(row)) for row in rows], device=batch.tokens.device)
     real = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=ids.device)
-    hidden = backbone(input_ids=ids, attention_mask=real, use_cache=False).last_hidden_state
+    hidden = backbone(input_ids=ids, use_cache=False).last_hidden_state
     start = torch.tensor([len(batch.prompts.tokens[p]) for p in batch.prompt_of.tolist()], device=ids.device)
     line = torch.arange(len(rows), device=ids.device) * width
     columns = torch.arange(batch.tokens.shape[1], device=ids.device)

@@ -17,10 +17,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
+from tutelage.models.attention import Span
 from tutelage.models.cache import KeyValues, Prefill, Step
 from tutelage.models.drawing import Decoding, inverse_cdf, truncate, uniforms_of
 from tutelage.models.logprobs import exact, head_of
-from tutelage.models.packing import Span, backbone_of, packed_attention, unsupported
+from tutelage.models.packing import backbone_of, packed_attention, unsupported
 from tutelage.records import Answer
 
 
@@ -141,7 +142,7 @@ class Decoder:
             rows_of.setdefault(row.prompt, []).append(first + offset)
         ids, positions, spans = [], [], []
         for p, rows in rows_of.items():
-            spans.append(Span(len(ids), len(ids) + len(prompts[p]), None))
+            spans.append(Span(len(ids), len(ids) + len(prompts[p])))
             ids.extend(prompts[p])
             positions.extend(range(len(prompts[p])))
             cache.lengths[rows] = len(prompts[p])
@@ -153,7 +154,7 @@ class Decoder:
     def _advance(self, active: list[_Row], cache: KeyValues) -> Float[Tensor, "R V"]:
         """Feed each active row its newest token; logits of the next."""
         count = len(active)
-        step = Step.of(cache, count, cache.keys[0].dtype)
+        step = Step.of(cache, count)
         logits = self._logits([row.tokens[-1] for row in active], step.at.tolist(), step, list(range(count)))
         cache.lengths[:count] += 1
         return logits
