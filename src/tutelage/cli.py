@@ -27,6 +27,7 @@ HELP = """usage: tutelage COMMAND [recipe.yaml] [--flags]     (tutelage COMMAND 
   evaluate     a policy against another: win rates and scores with intervals
   report       draw report.html of a run folder anew
   chat         talk to a model, or compare two blind
+  bench        how fast a training step runs here, against what this machine could do
 
 Start with: tutelage quickstart
 """

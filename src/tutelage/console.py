@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from typing import Any, TextIO
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
 from rich.text import Text
 
 QUIET_SECONDS = 10.0
@@ -37,6 +39,19 @@ def stage(title: str, explanation: str) -> None:
         console.print(Text(title, style="bold"))
         console.print(Text(explanation))
     _print(text.get().rstrip("\n"), sys.stdout)
+
+
+def table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Rows of text under their headings on stdout; the first column is words, the others are numbers."""
+    drawn = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD)
+    for number, name in enumerate(head):
+        drawn.add_column(escape(name), justify="right" if number else "left", no_wrap=True)
+    for row in rows:
+        drawn.add_row(*map(escape, row))
+    console = Console(file=sys.stdout, highlight=False, width=200)
+    with console.capture() as text:
+        console.print(drawn)
+    _print("\n".join(line.rstrip() for line in text.get().splitlines()), sys.stdout)
 
 
 @contextmanager

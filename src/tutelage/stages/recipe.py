@@ -24,9 +24,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "evaluate": ("tutelage.stages.evaluate", "Evaluate"),
     "chat": ("tutelage.stages.chat", "Talk"),
     "collect": ("tutelage.stages.collect", "Collect"),
+    "bench": ("tutelage.stages.bench", "Bench"),
 }
 """Command -> module and settings, imported when used; each module has a `main` that takes the settings."""
-NOT_STAGES = ("quickstart", "chat", "collect")
+NOT_STAGES = ("quickstart", "chat", "collect", "bench")
 """Commands that leave no folder for a later stage, or are recipes themselves."""
 
 _NAME = re.compile(r"[A-Za-z0-9_-]+")

@@ -76,14 +76,14 @@ class Limit:
         found = step_floors(self.machine, step)
         below = any(step.work[name].seconds < seconds for name, seconds in found.items())
         if below or time.perf_counter() - self._measured > PATIENCE * self._cost:
-            self.measure_again(step)
+            self.measure_again()
             found = step_floors(self.machine, step)
         if not found or not whole:
             return {}
         parts = {f"fraction_of_limit/{n}": s / step.work[n].seconds for n, s in found.items() if step.work[n].seconds}
         return {"fraction_of_limit": sum(found.values()) / whole, **parts}
 
-    def measure_again(self, step: Step) -> None:
+    def measure_again(self) -> None:
         """F and BW anew; the better of both is kept and told."""
         begun = time.perf_counter()
         place = torch.device(self.machine.device)

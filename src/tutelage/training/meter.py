@@ -78,12 +78,15 @@ class Meter:
                 self.work[name].seconds = drawn[f"time/{name}"]
         metrics |= self._layout()
         if self.limit is not None:
-            step = Step(self.work, self.passes.networks, self._said, self.trained, updates)
-            metrics |= self.limit.fractions(step, whole)
+            metrics |= self.limit.fractions(self.step(updates), whole)
         metrics["memory_gb"] = peak_memory(self.passes.place) / 1e9
         self.work, self._said = {}, []
         self.passes.next_step()
         return metrics
+
+    def step(self, updates: int) -> Step:
+        """What the floors of the present step are made of."""
+        return Step(self.work, self.passes.networks, self._said, self.trained, updates)
 
     def _layout(self) -> dict[str, float]:
         """Speed, the share of passes that ran padded, and the share of an update's tokens that it computed needlessly."""
