@@ -1,0 +1,114 @@
+"""The quickstart's claim and its controls: three seeds, shuffled labels, the hidden rule as reward, PPO; then one table.
+
+python benchmarks/quickstart.py --folder build/quickstart [--only seed0]    15 to 30 minutes a run; finished ones are kept
+python benchmarks/quickstart.py --folder build/quickstart --collect         only the table, of the runs that are there
+
+Writes benchmarks/results/quickstart.json with commit, command and minutes of every run, and exits 1 where a bound is missed:
+a seed's lower bound above 60 %, shuffled labels' interval around 50 %, the reward model at 60 % of its labels' margin.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+RESULT = Path(__file__).parent / "results" / "quickstart.json"
+RUNS = {
+    "seed0": ["--seed", "0"],
+    "seed1": ["--seed", "1"],
+    "seed2": ["--seed", "2"],
+    "shuffled_labels": ["--control", "shuffled_labels"],
+    "gold_reward": ["--control", "gold_reward"],
+    "ppo": ["--algorithm", "ppo"],
+}
+"""Name -> flags of `tutelage quickstart`."""
+
+
+def main() -> None:
+    """Run what is missing, write the table, hold it against the bounds."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, default=Path("build/quickstart"))
+    parser.add_argument("--only", choices=RUNS)
+    parser.add_argument("--collect", action="store_true")
+    args = parser.parse_args()
+    for name, flags in RUNS.items():
+        if not args.collect and args.only in (None, name) and not (args.folder / name / "evaluation").is_dir():
+            run(args.folder / name, flags)
+    rows = [row(args.folder / name, name) for name in RUNS if (args.folder / name / "evaluation").is_dir()]
+    RESULT.write_text(json.dumps({"command": "python benchmarks/quickstart.py", "runs": rows}, indent=1) + "\n")
+    missed = [miss for one in rows for miss in misses(one)]
+    print("\n".join([*map(line, rows), *missed]))
+    sys.exit(1 if missed else 0)
+
+
+def run(folder: Path, flags: list[str]) -> None:
+    """One quickstart, resumed where it was interrupted; the commit that it ran at is kept beside it."""
+    again = ["--resume"] if folder.is_dir() else []
+    folder.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "tutelage.cli", "quickstart", "--out", str(folder), *flags, *again]
+    subprocess.run(command, check=True)
+    (folder.with_suffix(".commit")).write_text(commit())
+
+
+def commit() -> str:
+    """The checkout's, with a + where files differ from it."""
+    said = subprocess.run(["git", "describe", "--always", "--dirty=+"], capture_output=True, text=True, check=True)
+    return said.stdout.strip()
+
+
+def row(folder: Path, name: str) -> dict[str, Any]:
+    """What the table keeps of a finished run."""
+    data = json.loads((folder / "quickstart.json").read_text(encoding="utf-8"))
+    environment = json.loads(next(folder.glob("*/environment.json")).read_text(encoding="utf-8"))["environment"]
+    reward = data["reward_model"]
+    kept = ("accuracy", "ceiling", "longer_wins", "shorter_wins", "comparisons", "calibration_error")
+    return {
+        "name": name,
+        "flags": RUNS[name],
+        "commit": folder.with_suffix(".commit").read_text(encoding="utf-8").strip(),
+        "cpu": environment["cpu"],
+        "threads": environment["threads"],
+        "minutes": {stage: round(spent, 2) for stage, spent in data["minutes"].items()},
+        "minutes_total": round(sum(data["minutes"].values()), 1),
+        "tokens": data["tokens"],
+        "evaluation": data["evaluation"],
+        "reward_model": {key: reward[key] for key in kept},
+        "curve": data["curve"],
+    }
+
+
+def margin(one: dict[str, Any]) -> float:
+    """How much of what the labels allow above one half the reward model gets."""
+    model = one["reward_model"]
+    return (model["accuracy"]["estimate"] - 0.5) / (model["ceiling"] - 0.5)
+
+
+def misses(one: dict[str, Any]) -> list[str]:
+    """The bounds that a run does not keep, in words."""
+    won, said = one["evaluation"]["win_gold"], []
+    if one["name"] == "shuffled_labels":
+        return [] if won["low"] <= 0.5 <= won["high"] else [f"{one['name']}: the interval leaves out 50 %"]
+    if won["low"] <= 0.6:
+        said.append(f"{one['name']}: lower bound {won['low']:.1%}, asked: above 60 %")
+    if one["name"] != "gold_reward" and margin(one) < 0.6:
+        said.append(f"{one['name']}: the reward model has {margin(one):.0%} of its labels' margin, asked: 60 %")
+    return said
+
+
+def line(one: dict[str, Any]) -> str:
+    """A run in one line."""
+    won, matched = one["evaluation"]["win_gold"], one["evaluation"]["matched_length"]
+    return (
+        f"{one['name']:16} gold win rate {won['estimate']:.1%} [{won['low']:.1%}, {won['high']:.1%}], matched length "
+        f"{matched['estimate']:.1%}, reward model {one['reward_model']['accuracy']['estimate']:.1%} of "
+        f"{one['reward_model']['ceiling']:.1%}, KL {one['evaluation']['kl']['estimate']:.1f}, "
+        f"{one['minutes_total']} min on {one['threads']} threads, {one['commit']}"
+    )
+
+
+if __name__ == "__main__":
+    main()
