@@ -85,7 +85,7 @@ def test_the_better_of_two_measurements_counts():
 
 def test_the_line_says_what_was_chosen():
     assert OURS.line() == (
-        "a processor, 2 threads, 16.0 GB, float32 on cpu, allocator glibc; measured 150 GFLOP/s, 18 GB/s"
+        "a processor, 2 threads, 16.0 GB, float32 on cpu, allocator glibc; measured F 150 GFLOP/s, BW 18 GB/s"
     )
     assert rate(7.9e14, "FLOP/s") == "790 TFLOP/s"
     assert rate(2.5e6, "B/s") == "2.5 MB/s"

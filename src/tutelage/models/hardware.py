@@ -62,8 +62,8 @@ class Machine:
         """One line for the console."""
         return (
             f"{self.name}, {self.threads} thread{'s' * (self.threads != 1)}, {self.memory / 1e9:.1f} GB, {self.dtype} "
-            f"on {self.device}, allocator {self.allocator}; measured {rate(self.flops, 'FLOP/s')}, "
-            f"{rate(self.bandwidth, 'B/s')}"
+            f"on {self.device}, allocator {self.allocator}; measured F {rate(self.flops, 'FLOP/s')}, "
+            f"BW {rate(self.bandwidth, 'B/s')}"
         )
 
     def to_json(self) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from tutelage.console import Bar, say, table
 from tutelage.models import floors
-from tutelage.models.hardware import Machine, peak_memory, rate
+from tutelage.models.hardware import Machine, peak_memory
 from tutelage.training.limits import Limit, Step, step_floors
 from tutelage.training.meter import Meter
 from tutelage.training.work import Passes
@@ -130,7 +130,7 @@ def whole(phases: Sequence[Phase]) -> Phase:
 
 def show(title: str, machine: Machine, phases: Sequence[Phase]) -> None:
     """The machine and the table, on stdout."""
-    say(f"F {rate(machine.flops, 'FLOP/s')}, BW {rate(machine.bandwidth, 'B/s')} ({machine.line()})")
+    say(machine.line())
     head = ("phase", "tokens", "seconds", "tokens/s", "floor (s)", "fraction", "peak GB so far")
     table(title, head, [phase.cells() for phase in (*phases, whole(phases))])
 
