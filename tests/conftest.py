@@ -18,6 +18,9 @@ BESIDE_THE_CHECKOUT = Path(__file__).resolve().parents[2] / "shared" / "data"
 ALLOWED_IN_CI = ("hardware:", "platform:")
 """How the reason of a skip begins that is right in CI too: a graphics card or an operating system cannot be installed."""
 
+HEAVY = {"demo_model", "shared_data", "serving", "own_server", "postgres"}
+"""Fixtures that load a real model, read real data or start a server: the quick gate does without."""
+
 
 def _set_environment() -> None:
     """Before torch is imported, and inherited by subprocesses: the workers share the cores, and nobody asks the hub."""
@@ -74,9 +77,10 @@ def tiny() -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A test that asks for the demo model or the shared data carries the marker of that name: `-m "not demo_model"`."""
+    """A test that asks for something heavy is slow; for the demo model or the shared data, it carries that marker too."""
     for item in items:
-        for name in {"demo_model", "shared_data"} & set(getattr(item, "fixturenames", ())):
+        asked = HEAVY & set(getattr(item, "fixturenames", ()))
+        for name in (asked & {"demo_model", "shared_data"}) | ({"slow"} if asked else set()):
             item.add_marker(name)
 
 

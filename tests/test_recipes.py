@@ -110,7 +110,6 @@ def test_says_only_what_differs_from_the_defaults(path: Path, monkeypatch: pytes
                 assert getattr(build(defaults, {}, name), key) != value, f"{name}.{key} is the default"
 
 
-@pytest.mark.slow
 @each_recipe
 def test_the_data_can_be_read_as_each_stage_needs_it(path: Path, shared_data: Callable[..., Path]) -> None:
     shared_data()

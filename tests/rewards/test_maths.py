@@ -173,7 +173,6 @@ def test_the_plain_function_is_the_same_check():
     assert gsm8k(user("?", solution="42"), answers) == [1, 0, 1]
 
 
-@pytest.mark.slow
 def test_gsm8k_model_solutions_agree_with_their_marks(shared_data):
     """5,276 real solutions of four models, marked right or wrong by GSM8K's authors."""
     known = {}
