@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import speed_growth
-from speed_against import worktree
+from speed_against import short, worktree
 from speed_data import Source
 from speed_measure import Sides, measure_row
 from speed_report import write_report
@@ -49,6 +49,8 @@ class Plan:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit status."""
     given = _parser().parse_args(arguments)
+    if given.repetitions < 1 or given.threads < 1:
+        raise SystemExit("speed: --repetitions and --threads take a number from 1 on")
     known = [*(row.name for row in ROWS), GROWTH]
     chosen = given.only or known
     plan = Plan(
@@ -67,8 +69,9 @@ def main(arguments: list[str] | None = None) -> int:
             plan = plan if given.results else replace(plan, results=folder)
         other = None
         if given.against:
-            other = str(stack.enter_context(worktree(ROOT, given.against)) / "src")
-            plan = replace(plan, rows=tuple(ours_twice(row, given.against) for row in plan.rows))
+            revision = short(ROOT, given.against)
+            other = str(stack.enter_context(worktree(ROOT, revision)) / "src")
+            plan = replace(plan, rows=tuple(ours_twice(row, revision) for row in plan.rows))
         _run(plan, source, other)
         write_report(plan.results, PAGE if plan.results == RESULTS else plan.results / PAGE.name)
     return 0

@@ -9,14 +9,19 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
+def short(root: Path, revision: str) -> str:
+    """The commit that `revision` names, in 12 digits. Raises ValueError for one that git does not know."""
+    ask = ["git", "-C", str(root), "rev-parse", "--verify", "--quiet", "--short=12", f"{revision}^{{commit}}"]
+    found = subprocess.run(ask, capture_output=True, text=True, check=False)
+    if found.returncode != 0:
+        raise ValueError(f"--against: git knows no revision {revision!r}")
+    return found.stdout.strip()
+
+
 @contextmanager
 def worktree(root: Path, revision: str) -> Iterator[Path]:
-    """A folder with the files of `revision`. Raises ValueError for one that git does not know."""
+    """A folder with the files of `revision`, for as long as the block runs."""
     git = ["git", "-C", str(root)]
-    ask = [*git, "rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}"]
-    known = subprocess.run(ask, capture_output=True, check=False)
-    if known.returncode != 0:
-        raise ValueError(f"--against: git knows no revision {revision!r}")
     with tempfile.TemporaryDirectory(prefix="speed-against-") as folder:
         place = Path(folder) / "checkout"
         subprocess.run([*git, "worktree", "add", "--quiet", "--detach", str(place), revision], check=True)

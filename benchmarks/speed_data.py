@@ -44,15 +44,16 @@ class Source:
 
 
 def questions(source: Source, count: int, *, lengths: tuple[int, int], forced: bool, **sizes: int) -> Work:
-    """GSM8K test questions whose prompts have so many tokens, spread over that range; rewards are fixed and never equal."""
+    """GSM8K test questions whose prompts have so many tokens, evenly spread over that range; rewards are fixed and never equal."""
     chat, found = source.chat(), list[tuple[list[int], str]]()
     for record in _records(source.data / "gsm8k" / "test.jsonl", "demonstration"):
         text = record.messages[0].content + ("" if forced else f"\n{BRIEF}")
         tokens = chat.prompt_tokens(Prompt((Message("user", text),)))
         if lengths[0] <= len(tokens) <= lengths[1]:
             found.append((tokens, text))
-    found.sort(key=lambda one: len(one[0]))
-    chosen = [found[(2 * n + 1) * len(found) // (2 * count)] for n in range(count)]
+    apart = (lengths[1] - lengths[0]) / count
+    wanted = [lengths[0] + (n + 0.5) * apart for n in range(count)]
+    chosen = [found.pop(min(range(len(found)), key=lambda i: abs(len(found[i][0]) - length))) for length in wanted]
     random.Random(count).shuffle(chosen)
     work = source.work(
         prompts=[tokens for tokens, _ in chosen],

@@ -13,9 +13,9 @@ from typing import Any
 
 from speed_against import commit
 from speed_data import Source, with_answers
-from speed_process import Peer
+from speed_process import Peer, WorkerError
 from speed_rows import Row, Variant
-from speed_vllm_env import VERSION, prepare
+from speed_vllm_env import FOLDER, VERSION, prepare
 from speed_work import Work
 from tutelage.console import Bar, track
 from tutelage.training.files import write_whole
@@ -43,7 +43,7 @@ def measure_row(row: Row, source: Source, sides: Sides) -> dict[str, Any]:
         bar.advance()
         trial = work.trial(*row.trial)
         tried = [_once(row, source, trial, variant, bar) for variant in tries]
-        best = min(tried, key=lambda one: one["seconds"]) if tried else _plain(candidates)
+        best = fastest(tried) if tried else _plain(candidates)
         repetitions, facts = _alternate(row, source, work, best, sides=sides, bar=bar)
         extra = [_once(row, source, work, variant, bar) for variant in listed]
     found = {
@@ -123,11 +123,23 @@ def _described(variant: Variant) -> dict[str, Any]:
 
 
 def _once(row: Row, source: Source, work: Work, variant: Variant, bar: Bar) -> dict[str, Any]:
-    """Seconds and peak of the rival's first unit in these settings."""
-    with _rival(row, source, work, _Setting(variant.settings, variant.environment)) as peer:
-        unit = peer.unit()
-    bar.advance()
+    """Seconds and peak of the rival's first unit in these settings, or why it does not run in them."""
+    try:
+        with _rival(row, source, work, _Setting(variant.settings, variant.environment)) as peer:
+            unit = peer.unit()
+    except WorkerError as error:
+        return {**_described(variant), "failed": str(error).splitlines()[-1].replace(str(ROOT), ".")}
+    finally:
+        bar.advance()
     return {**_described(variant), "seconds": unit["seconds"], "peak_mb": unit["peak_mb"]}
+
+
+def fastest(tried: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """The quickest of the settings that run. Raises RuntimeError where none does."""
+    running = [one for one in tried if "failed" not in one]
+    if not running:
+        raise RuntimeError("the rival runs in none of its settings:\n" + "\n".join(one["failed"] for one in tried))
+    return min(running, key=lambda one: one["seconds"])
 
 
 @dataclass(frozen=True)
@@ -141,7 +153,8 @@ class _Setting:
 
 def _rival(row: Row, source: Source, work: Work, setting: _Setting) -> Peer:
     path = work.with_settings(setting.settings).write(source.cache / "works" / f"{row.name}-rival.json")
-    environment = {**_threads(source), **setting.environment}
+    own = {name: value.replace("{environment}", str(FOLDER)) for name, value in setting.environment.items()}
+    environment = {**_threads(source), **own}
     if setting.package is not None:
         environment["PYTHONPATH"] = setting.package
     python = {"python": prepare()} if row.python == "vllm" else {}

@@ -29,6 +29,10 @@ class Stop(Exception):  # noqa: N818 (nothing went wrong: no more units are want
     """Leaves a side's loop, through whatever trainer it runs in."""
 
 
+class WorkerError(RuntimeError):
+    """A worker ended without an answer; the end of its log says why."""
+
+
 class Channel(Protocol):
     """What a side talks to."""
 
@@ -170,7 +174,7 @@ class Peer:
         line = self._process.stdout.readline()
         if not line:
             tail = self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-15:]
-            raise RuntimeError(f"{self.side} ended without an answer; {self.log} ends:\n" + "\n".join(tail))
+            raise WorkerError(f"{self.side} ended without an answer; {self.log} ends:\n" + "\n".join(tail))
         return json.loads(line)
 
     def __exit__(self, *_: object) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,10 +26,13 @@ def write_report(results: Path, page: Path) -> None:
     missing = [row.name for row in ROWS if row.name not in found] + ["growth"] * (grown is None)
     figures = page.with_suffix("")
     figures.mkdir(parents=True, exist_ok=True)
+    if not found:
+        page.write_text(_filled({}), encoding="utf-8")
+        return
     parts = {
         "machine": machine(list(found.values())),
         "table": table(found),
-        "missing": f"Not run yet: {', '.join(missing)}.\n" if missing else "",
+        "missing": f"Not run yet: {', '.join(missing)}.\n" if missing else "Every row has been run.\n",
         "memory": memory(found),
         "agreement": agreement(list(found.values())),
         "tried": tried(list(found.values())),
@@ -36,10 +40,12 @@ def write_report(results: Path, page: Path) -> None:
         "phases": phases(list(found.values()), figures),
         "against": against(others),
     }
-    text = TEXT.read_text(encoding="utf-8")
-    for name, part in parts.items():
-        text = text.replace(f"<!-- {name} -->\n", part)
-    page.write_text(text, encoding="utf-8")
+    page.write_text(_filled(parts), encoding="utf-8")
+
+
+def _filled(parts: Mapping[str, str]) -> str:
+    """The page with its parts in their places; a part that is absent has not been run."""
+    return re.sub(r"<!-- (\w+) -->\n", lambda place: parts.get(place[1], "Not run yet.\n"), TEXT.read_text("utf-8"))
 
 
 def verdict(measured: float, target: float, *, at_most: bool = False) -> str:
@@ -112,8 +118,10 @@ def tried(results: Sequence[Result]) -> str:
 
 
 def _try_line(row: str, one: Mapping[str, Any], remark: str) -> str:
-    said = {**one["settings"], **({"allocator": "keeps pages"} if one["environment"] else {})}
+    said = {**one["settings"], **one["environment"]}
     settings = ", ".join(f"{name} {value}" for name, value in said.items()) or "as they come"
+    if "failed" in one:
+        return f"| {row} | {settings} | - | - | does not run: {one['failed'][:120].replace('|', '/')} |"
     return f"| {row} | {settings} | {one['seconds']:.1f} | {one['peak_mb']:,.0f} MB | {remark} |"
 
 

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any, Literal
 
 from speed_data import Source, demonstrations, pairs, questions, scored
+from speed_vllm_env import OPENMP
 from speed_work import Work
 
 KEEPS_PAGES = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "2147483647", "MALLOC_TOP_PAD_": "268435456"}
@@ -65,7 +66,11 @@ def batches(*sizes: int, sort: bool = False) -> tuple[Variant, ...]:
 
 PACKED = tuple(Variant({"max_length": length}) for length in (512, 1024, 2048))
 CACHES = (Variant(), Variant({"cache_implementation": "static"}), Variant({}, KEEPS_PAGES))
-ENGINES = (Variant({"enforce_eager": True}), Variant({"enforce_eager": False}))
+ENGINES = (
+    Variant({"enforce_eager": True}),
+    Variant({"enforce_eager": False}),
+    Variant({"enforce_eager": True}, {"LD_PRELOAD": OPENMP}),
+)
 PROMPTS: dict[str, Any] = {"count": 8, "lengths": (40, 200), "group": 8, "max_tokens": 128}
 LOGPROB = {"logprob": (2e-3, 0.0)}
 

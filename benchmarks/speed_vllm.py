@@ -8,7 +8,7 @@ from typing import Any
 from speed_process import Channel
 from speed_work import Work
 
-SPACE = "4"
+SPACE = "2"
 """GiB for keys and values: more than any of our works needs."""
 
 
@@ -29,7 +29,7 @@ def generate(work: Work, channel: Channel) -> None:
     engine: Any = LLM(
         model=work.model,
         dtype="float32",
-        max_model_len=max(map(len, work.prompts)) + work.max_tokens,
+        max_model_len=max(map(len, work.prompts)) + work.max_tokens + 1,  # one more where log-probs are asked for
         max_num_seqs=rows,
         enable_prefix_caching=True,
         seed=work.seed,

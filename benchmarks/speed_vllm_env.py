@@ -12,8 +12,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "build" / "vllm-env"
 VERSION = "0.32.0"
-LEFT_OUT = ("torch", "torchaudio", "torchvision", "torchcodec", "setuptools", "intel-openmp")
+LEFT_OUT = ("torch", "torchaudio", "torchvision", "torchcodec", "setuptools")
 """Requirements that we do not install by vLLM's pins: torch is ours, and sound and pictures are not decoded."""
+
+
+OPENMP = "{environment}/lib/libiomp5.so"
+"""Intel's OpenMP, which vLLM asks to be loaded before it on a CPU; `{environment}` stands for this environment's folder."""
 
 
 def prepare(folder: Path = FOLDER) -> str:

@@ -13,7 +13,7 @@ import torch
 import speed
 import speed_ours
 from speed_growth import straightness
-from speed_measure import agreement, summary
+from speed_measure import agreement, fastest, summary
 from speed_process import Local, Peer
 from speed_replay import Replay, check, generate
 from speed_report import verdict, write_report
@@ -152,6 +152,13 @@ def test_sides_that_differ_are_refused() -> None:
     for other in (1.12, float("nan")):
         with pytest.raises(RuntimeError, match="loss: ours is"):
             agreement(compared, {"ours": {"loss": other}, "rival": {"loss": 1.0}})
+
+
+def test_the_rival_is_the_fastest_that_runs() -> None:
+    tried = [{"seconds": 3.0}, {"failed": "no compiler"}, {"seconds": 2.0, "settings": {"a": 1}}]
+    assert fastest(tried) == tried[2]
+    with pytest.raises(RuntimeError, match="no compiler"):
+        fastest(tried[1:2])
 
 
 def test_verdicts_by_hand() -> None:
