@@ -25,7 +25,7 @@ from speed_measure import Sides, measure_row
 from speed_report import write_report
 from speed_rows import ROWS, Row
 from speed_smoke import small, tiny_model
-from tutelage.console import say
+from tutelage.console import say, warn
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "speed"
@@ -72,9 +72,9 @@ def main(arguments: list[str] | None = None) -> int:
             revision = short(ROOT, given.against)
             other = str(stack.enter_context(worktree(ROOT, revision)) / "src")
             plan = replace(plan, rows=tuple(ours_twice(row, revision) for row in plan.rows))
-        _run(plan, source, other)
+        failed = _run(plan, source, other)
         write_report(plan.results, PAGE if plan.results == RESULTS else plan.results / PAGE.name)
-    return 0
+    return 1 if failed else 0
 
 
 def ours_twice(row: Row, revision: str) -> Row:
@@ -91,17 +91,24 @@ def ours_twice(row: Row, revision: str) -> Row:
     )
 
 
-def _run(plan: Plan, source: Source, other: str | None) -> None:
+def _run(plan: Plan, source: Source, other: str | None) -> int:
+    """Every row of the plan; returns how many failed. One that fails does not keep the others from running."""
+    failed = 0
     for row in plan.rows:
         path = plan.results / f"{row.name}.json"
         if path.is_file() and not plan.again:
             say(f"{row.name}: there already ({path.name}); --again runs it anew")
             continue
-        found = measure_row(row, source, Sides(path, plan.repetitions, other))
-        ratio = found["ratio"]
+        try:
+            ratio = measure_row(row, source, Sides(path, plan.repetitions, other))["ratio"]
+        except RuntimeError as error:
+            failed += 1
+            warn(f"{row.name} failed: {error}")
+            continue
         say(f"{row.name}: {ratio['median']:.2f} x {row.rival_name} [{ratio['min']:.2f}, {ratio['max']:.2f}]")
     if plan.growth:
         speed_growth.run(source, plan.results, again=plan.again)
+    return failed
 
 
 def _data() -> Path:

@@ -24,6 +24,12 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = {"TRL": "trl", "transformers generate": "transformers"}
 
 
+REPEATED = 1.25
+"""Tokens through the layers for a real one: a prompt whose answers do not fit into one pass is computed in each."""
+SAME_ANSWERS = 0.9
+"""Share of the answers that a second sampling must repeat: few tokens fall the other way by rounding."""
+
+
 @dataclass(frozen=True)
 class Sides:
     """Where the result goes, how often each side works, and (ours against ours) the other revision's package."""
@@ -45,31 +51,31 @@ def measure_row(row: Row, source: Source, sides: Sides) -> dict[str, Any]:
         tried = [_once(row, source, trial, variant, bar) for variant in tries]
         best = fastest(tried) if tried else _plain(candidates)
         repetitions, facts = _alternate(row, source, work, best, sides=sides, bar=bar)
-        extra = [_once(row, source, work, variant, bar) for variant in listed]
-    found = {
-        "row": row.name,
-        "title": row.title,
-        "command": f'make bench ARGS="--only {row.name}"',
-        "commit": commit(ROOT),
-        "rival": {
-            "name": row.rival_name,
-            "version": _version(row),
-            "settings": best["settings"],
-            "environment": best["environment"],
-            "trial": trial.counts,
-            "tried": tried,
-            "listed": extra,
-        },
-        "targets": {name: getattr(row, name) for name in ("target", "stretch", "limit", "memory")},
-        "work": work.counts,
-        "threads": source.threads,
-        "facts": facts,
-        "repetitions": repetitions,
-        **summary(row, repetitions),
-    }
-    sides.path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(sides.path, json.dumps(found, indent=1) + "\n")
+        settings = {"settings": best["settings"], "environment": best["environment"]}
+        rival = {"name": row.rival_name, "version": _version(row), **settings, "trial": trial.counts, "tried": tried}
+        found = {
+            "row": row.name,
+            "title": row.title,
+            "command": f'make bench ARGS="--only {row.name}"',
+            "commit": commit(ROOT),
+            "rival": {**rival, "listed": []},
+            "targets": {name: getattr(row, name) for name in ("target", "stretch", "limit", "memory")},
+            "work": work.counts,
+            "threads": source.threads,
+            "facts": facts,
+            "repetitions": repetitions,
+            **summary(row, repetitions),
+        }
+        _keep(found, sides.path)
+        for variant in listed:
+            found["rival"]["listed"].append(_once(row, source, work, variant, bar))
+            _keep(found, sides.path)
     return found
+
+
+def _keep(found: Mapping[str, Any], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, json.dumps(found, indent=1) + "\n")
 
 
 def summary(row: Row, repetitions: Sequence[Mapping[str, Mapping[str, Any]]]) -> dict[str, Any]:
@@ -105,6 +111,15 @@ def agreement(
             raise RuntimeError(f"{name}: ours is {ours:.6g}, the rival's {rival:.6g}; they may differ by {allowed:.2g}")
         found[name] = {"ours": ours, "rival": rival, "allowed": allowed}
     return found
+
+
+def check_ours(unit: Mapping[str, Any], work: Work) -> None:
+    """Our side did the work as it is meant. Raises RuntimeError where prompts were computed again and again, or tokens differ."""
+    tokens = unit.get("trained_tokens", 0)
+    if tokens > REPEATED * work.counts["tokens"]:
+        raise RuntimeError(f"{tokens} tokens went through the layers for {work.counts['tokens']} real ones")
+    if unit.get("answers_as_given", 1.0) < SAME_ANSWERS:
+        raise RuntimeError(f"only {unit['answers_as_given']:.0%} of our answers are those that the rival replays")
 
 
 def _work(row: Row, source: Source) -> Work:
@@ -180,6 +195,8 @@ def _alternate(
             for name, peer in (("ours", ours), ("rival", rival)):
                 one[name] = {key: value for key, value in peer.unit().items() if key not in ("answers", "listened")}
                 bar.advance(1, **{name: one[name]["seconds"]})
+            check_ours(one["ours"], work)
+            agreement(row.compared, one)
             repetitions.append(one)
         loaded = {"ours": ours.loaded_mb, "rival": rival.loaded_mb}
         return repetitions, {"ours": ours.facts, "rival": rival.facts, "loaded_mb": loaded}

@@ -55,7 +55,7 @@ Side = Callable[[Work, Channel], None]
 class _Clocked:
     """Seconds of a unit, and the most memory since loading."""
 
-    _began = _seconds = 0.0
+    _began = _seconds = _peak = 0.0
 
     def _start(self) -> None:
         self._began = time.perf_counter()
@@ -63,9 +63,10 @@ class _Clocked:
     def done(self) -> None:
         """See `Channel`."""
         self._seconds = time.perf_counter() - self._began
+        self._peak = peak_mb()
 
     def _measured(self, figures: Mapping[str, Any]) -> dict[str, Any]:
-        return {"seconds": self._seconds, "peak_mb": peak_mb(), **figures}
+        return {"seconds": self._seconds, "peak_mb": self._peak, **figures}
 
 
 class Pipe(_Clocked):

@@ -55,13 +55,14 @@ class Row:
     python: Literal["own", "vllm"] = "own"
 
 
-def batches(*sizes: int, sort: bool = False) -> tuple[Variant, ...]:
-    """TRL with micro-batches of several sizes; the middle one also with our allocator, and what TRL has no setting for."""
+def batches(*sizes: int, by_hand: tuple[str, ...] = ()) -> tuple[Variant, ...]:
+    """TRL with micro-batches of several sizes; the middle one also with our allocator, and with what one can do by hand."""
     key, middle = "per_device_train_batch_size", sizes[len(sizes) // 2]
-    by_hand = Variant({key: middle, "by_length": True}, counts=False, why="a step's rows sorted by length by hand")
-    gemm = Variant({key: middle, "gemm": "onednn"}, counts=False, why="matrix products through oneDNN by hand")
-    plain = tuple(Variant({key: size}) for size in sizes)
-    return (*plain, Variant({key: middle}, KEEPS_PAGES), gemm, *((by_hand,) if sort else ()))
+    whys = {"gemm": ("onednn", "matrix products through oneDNN"), "by_length": (True, "a step's rows sorted by length")}
+    extra = [
+        Variant({key: middle, name: whys[name][0]}, counts=False, why=f"{whys[name][1]} by hand") for name in by_hand
+    ]
+    return (*(Variant({key: size}) for size in sizes), Variant({key: middle}, KEEPS_PAGES), *extra)
 
 
 PACKED = tuple(Variant({"max_length": length}) for length in (512, 1024, 2048))
@@ -100,7 +101,7 @@ ROWS = (
         "TRL",
         target=3.0,
         memory=0.5,
-        variants=batches(4, 8, 16),
+        variants=batches(4, 8, 16, by_hand=("gemm",)),
         trial=(4, 48),
     ),
     Row(
@@ -129,7 +130,7 @@ ROWS = (
         target=2.5,
         limit=0.6,
         memory=0.5,
-        variants=batches(2, 3, 6, sort=True),
+        variants=batches(2, 3, 6, by_hand=("gemm", "by_length")),
         trial=(2, 512),
     ),
     Row(
@@ -141,7 +142,7 @@ ROWS = (
         "speed_trl:sft",
         "TRL",
         target=2.0,
-        variants=batches(2, 4, 6, sort=True),
+        variants=batches(2, 4, 6, by_hand=("gemm", "by_length")),
         trial=(2, 512),
     ),
     Row(
@@ -154,7 +155,7 @@ ROWS = (
         "TRL",
         target=2.0,
         limit=0.6,
-        variants=batches(2, 3, 6, sort=True),
+        variants=batches(2, 3, 6, by_hand=("gemm", "by_length")),
         trial=(2, 512),
     ),
     Row(

@@ -11,14 +11,16 @@ import pytest
 import torch
 
 import speed
+import speed_growth
 import speed_ours
+from speed_data import Source
 from speed_growth import straightness
-from speed_measure import agreement, fastest, summary
+from speed_measure import agreement, check_ours, fastest, summary
 from speed_process import Local, Peer
 from speed_replay import Replay, check, generate
 from speed_report import verdict, write_report
 from speed_rows import ROWS
-from speed_smoke import tiny_work
+from speed_smoke import tiny_model, tiny_work
 from speed_work import Demonstration, Pair, Work
 
 trl = pytest.importorskip("trl", reason="trl absent: pip install 'tutelage[test]'")
@@ -154,6 +156,15 @@ def test_sides_that_differ_are_refused() -> None:
             agreement(compared, {"ours": {"loss": other}, "rival": {"loss": 1.0}})
 
 
+def test_our_side_is_held_to_the_work() -> None:
+    work = Work("m", prompts=[[1, 2]], answers=[[[3], [4, 5]]])  # 5 tokens
+    check_ours(unit(1.0, trained_tokens=6, answers_as_given=0.95), work)
+    with pytest.raises(RuntimeError, match="7 tokens went through the layers for 5 real ones"):
+        check_ours(unit(1.0, trained_tokens=7), work)
+    with pytest.raises(RuntimeError, match="only 50% of our answers"):
+        check_ours(unit(1.0, answers_as_given=0.5), work)
+
+
 def test_the_rival_is_the_fastest_that_runs() -> None:
     tried = [{"seconds": 3.0}, {"failed": "no compiler"}, {"seconds": 2.0, "settings": {"a": 1}}]
     assert fastest(tried) == tried[2]
@@ -248,3 +259,23 @@ def test_the_page_says_what_was_measured(tmp_path: Path) -> None:
     assert "<!--" not in page
     for name in ("growth", "phases"):
         assert (tmp_path / "performance" / f"{name}.svg").stat().st_size > 3_000
+
+
+def test_growth_goes_on_point_by_point(folder: Path, tmp_path: Path, monkeypatch) -> None:
+    source, seen = Source(tiny_model(folder), Path(), folder / "cache", 1), list[speed_growth.Point]()
+
+    def measured(point: speed_growth.Point, source: Source) -> dict[str, float]:
+        seen.append(point)
+        return {"seconds": 1.0, "peak_mb": 1.0}
+
+    monkeypatch.setattr(speed_growth, "measure", measured)
+    speed_growth.run(source, tmp_path, axes={"group": (2, 4)})
+    speed_growth.run(source, tmp_path, axes={"group": (2, 4, 8), "prompts": (3,)})
+    assert [(point.group, point.prompts) for point in seen] == [(2, 2), (4, 2), (8, 2), (4, 3)]
+    work = speed_growth.work_of(replace(speed_growth.Point(), group=3, prompt_tokens=5, answer_tokens=7), source)
+    assert work.counts["prompt_tokens"] == 2 * 5
+    assert work.counts["answer_tokens"] == 2 * 3 * 7
+    shallow = speed_growth.work_of(replace(speed_growth.Point(), layers=1), source)
+    assert json.loads((Path(shallow.model) / "config.json").read_text())["num_hidden_layers"] == 1
+    unit = Local.run(speed_ours.grpo, shallow).reports[0]
+    assert unit["trained_tokens"] == shallow.counts["tokens"]
