@@ -39,6 +39,8 @@ class NewItem:
     key: str = ""
     check_answer: dict[str, Any] | None = None
     """The right payload if the responses were shown in this order: a check item."""
+    explanation: str = ""
+    """Markdown: why that is the right one; shown after the judgment in a qualification test, and never elsewhere."""
     options: dict[str, Any] = field(default_factory=dict)
     media: tuple[dict[str, str], ...] = ()
     priority: int = 0
@@ -66,7 +68,8 @@ def check_item(task: Task, new: NewItem, shared: dict[str, Any]) -> None:
     texts = [(answer.text, answer.media) for answer in new.responses]
     if len(set(map(repr, texts))) < len(texts):
         raise ValueError("responses: two of them are equal; allowed: different ones")
-    for text in (*(m.content for m in new.prompt.messages), *(answer.text for answer in new.responses)):
+    texts_of = (*(m.content for m in new.prompt.messages), *(answer.text for answer in new.responses), new.explanation)
+    for text in texts_of:
         if "\x00" in text:
             raise ValueError("text: holds a NUL character; allowed: text without it")
     if new.check_answer is not None:

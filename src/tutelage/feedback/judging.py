@@ -44,6 +44,8 @@ class Accepted:
     seq: int
     late: bool
     project: int
+    tested: bool = False
+    """It was part of a qualification test: the person is told the right answer now."""
     repeated: bool = False
 
 
@@ -66,7 +68,8 @@ def submit(
     if before is not None:
         if before["annotator_id"] != who or before["assignment_id"] != assignment_id or before["kind"] == "undo":
             raise KeyConflictError(f"key: {key!r} names another judgment; allowed: a fresh one")
-        return Accepted(before["seq"], bool(before["late"]), before["project_id"], repeated=True)
+        tested = before["kind"] == "judgment" and in_test(c, assignment_id)
+        return Accepted(before["seq"], bool(before["late"]), before["project_id"], tested, repeated=True)
     work = c.execute(_WORK, {"assignment": assignment_id}).mappings().one()
     assert work["annotator_id"] == who, "the caller checks whose assignment it is"
     payload = checked(c, work, payload)
@@ -87,15 +90,16 @@ def submit(
         c.execute(
             insert(flag).values(said | {"at": now, "tags": payload["flag"]["tags"], "note": payload["flag"]["note"]})
         )
-    return Accepted(seq, late, work["project_id"])
+    return Accepted(seq, late, work["project_id"], kind == "judgment" and work["pool"] == "qualify")
 
 
 # The statements of every submission, built once (see queue.py).
 _KNOWN = select(judgment_event).where(judgment_event.c.key == bindparam("key"))
 _WORK = (
-    select(assignment, item.c.kind, item.c.options, item.c.responses, project.c.options.label("shared"))
+    select(assignment, item.c.kind, item.c.options, item.c.responses, project.c.options.label("shared"), slot.c.pool)
     .join(item, item.c.id == assignment.c.item_id)
     .join(project, project.c.id == item.c.project_id)
+    .join(slot, slot.c.id == assignment.c.slot_id)
     .where(assignment.c.id == bindparam("assignment"))
 )
 _DONE = (
@@ -111,6 +115,12 @@ _CURRENT = (
     .order_by(judgment_current.c.seq.desc())
     .limit(1)
 )
+
+
+def in_test(c: Connection, assignment_id: int) -> bool:
+    """Whether an assignment belongs to a qualification test."""
+    of = select(slot.c.pool).join(assignment, assignment.c.slot_id == slot.c.id)
+    return c.execute(of.where(assignment.c.id == assignment_id)).scalar_one() == "qualify"
 
 
 def checked(c: Connection, work: RowMapping, payload: Any) -> dict[str, Any]:
@@ -156,7 +166,7 @@ def undo(c: Connection, project_id: int, who: int, key: str, now: float | None =
     """Take back the annotator's last judgment or skip in a project: the assignment, reopened, what was said its draft.
 
     An event is added, none is changed; the same key again reopens the same assignment. None where nothing is left to take
-    back, or the project is closed.
+    back, the project is closed, or the right answer was told already (qualification test).
     """
     now = time.time() if now is None else now
     lock_annotator(c, who)
@@ -173,7 +183,7 @@ def undo(c: Connection, project_id: int, who: int, key: str, now: float | None =
         .mappings()
         .first()
     )
-    if last is None:
+    if last is None or (last["kind"] == "judgment" and in_test(c, last["assignment_id"])):
         return None
     work = c.execute(select(assignment).where(assignment.c.id == last["assignment_id"])).mappings().one()
     lease = lease_seconds(c, project_id)

@@ -57,11 +57,14 @@ def create_project(c: Connection, new: Project, now: float | None = None) -> int
 
 def check_options(task: Task, options: dict[str, Any]) -> None:
     """Raises ValueError for an option that the task does not have, and for a scale that is none."""
-    known = {**EVERYWHERE, **DEFAULTS[task], "live": False}
+    known = {**EVERYWHERE, **DEFAULTS[task], "live": False, "qualify": 0, "qualify_threshold": 0.65}
     for key, value in options.items():
         if key not in known or not isinstance(value, type(known[key])):
             names = ", ".join(f"{name} ({type(known[name]).__name__})" for name in known)
             raise ValueError(f"options.{key}: {value!r}; allowed for {task}: {names}")
+    if not 0 <= options.get("qualify", 0) <= 1000 or not 0.5 <= options.get("qualify_threshold", 0.65) < 1:
+        got = f"{options.get('qualify', 0)} and {options.get('qualify_threshold', 0.65)}"
+        raise ValueError(f"options.qualify, qualify_threshold: {got}; allowed: 0 to 1000 answers, 0.5 to below 1")
     scale = options.get("scale", [0, 1])
     if not (len(scale) == 2 and all(type(end) is int for end in scale) and 0 < scale[1] - scale[0] <= 100):
         raise ValueError(f"options.scale: {scale!r}; allowed: [lowest, highest], whole numbers at most 100 apart")
@@ -167,7 +170,7 @@ def _response_row(prompt_id: int, new: NewResponse) -> dict[str, Any]:
 def _item_row(one: RowMapping, new: NewItem, prompt_id: int, responses: list[int], now: float) -> dict[str, Any]:
     same = {
         key: getattr(new, key)
-        for key in ("client_key", "check_answer", "options", "priority", "policy_step", "expires_at")
+        for key in ("client_key", "check_answer", "explanation", "options", "priority", "policy_step", "expires_at")
     }
     row = {"project_id": one["id"], "kind": one["task"], "prompt_id": prompt_id, "responses": responses}
     return same | row | {"media": list(new.media), "created_at": now}

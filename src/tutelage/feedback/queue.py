@@ -9,7 +9,6 @@ from typing import Any
 from sqlalchemy import (
     Connection,
     RowMapping,
-    Select,
     and_,
     bindparam,
     exists,
@@ -20,6 +19,8 @@ from sqlalchemy import (
     update,
 )
 
+from tutelage.feedback.extras import OFFERED, extra, repeat, unseen_check
+from tutelage.feedback.qualification import Qualification, standing_before_work
 from tutelage.feedback.schema import annotator, assignment, instructions, item, judgment_event, project, slot
 from tutelage.feedback.sides import falls_on, permutation
 
@@ -30,12 +31,11 @@ FURTHEST = 2
 
 # The statements of every hand-out, built once: building them anew cost more than running them.
 _PROJECT, _WHO, _NOW = bindparam("project"), bindparam("annotator"), bindparam("now")
-_OFFERED = (item.c.withdrawn == 0, or_(item.c.expires_at.is_(None), item.c.expires_at > _NOW))
 _HELD = (
     select(assignment.c.id, assignment.c.slot_id)
     .join(slot, and_(slot.c.id == assignment.c.slot_id, slot.c.who == assignment.c.annotator_id))
     .join(item, item.c.id == slot.c.item_id)
-    .where(slot.c.who == _WHO, slot.c.project_id == _PROJECT, slot.c.done == 0, *_OFFERED)
+    .where(slot.c.who == _WHO, slot.c.project_id == _PROJECT, slot.c.done == 0, *OFFERED)
     .order_by(assignment.c.id)
 )
 _TIMES = (
@@ -66,7 +66,7 @@ _OTHER = slot.alias("other")
 _OPEN = (
     select(slot.c.id)
     .join(item, item.c.id == slot.c.item_id)
-    .where(slot.c.project_id == _PROJECT, slot.c.pool == bindparam("in_pool"), slot.c.done == 0, *_OFFERED)
+    .where(slot.c.project_id == _PROJECT, slot.c.pool == bindparam("in_pool"), slot.c.done == 0, *OFFERED)
     .where(~exists().where(_OTHER.c.item_id == slot.c.item_id, _OTHER.c.who == _WHO))
     .where(~exists().where(judgment_event.c.item_id == slot.c.item_id, judgment_event.c.annotator_id == _WHO))
 )
@@ -96,7 +96,8 @@ class Handed:
 
 @dataclass(frozen=True)
 class Nothing:
-    """No item now: all `done`, the project `paused`, or `wait` (others hold what is left, or more will come)."""
+    """No item now: all `done`, the project `paused`, `wait` (others hold what is left, or more will come), or
+    `unqualified`: the qualification test was not passed."""
 
     reason: str
 
@@ -118,10 +119,13 @@ def next_task(c: Connection, project_id: int, who: int, ahead: int = 0, now: flo
         if _extend(c, held[place]["slot_id"], who, now + lease):
             return Handed(held[place]["id"], lease)
         del held[place:]  # an expired lease that someone else took at this moment
+    test = standing_before_work(c, one, person) if len(held) <= place else None
+    if test is not None and held:
+        return Nothing("wait")  # nothing ahead: whether the test goes on is known after this one
     while len(held) <= place:
-        taken = _take_one(c, one, person, now, now + lease)
+        taken = _take_one(c, one, person, now, now + lease, test=test)
         if taken is None:
-            return Nothing(_why_nothing(c, one, person, now))
+            return Nothing(_why_nothing(c, one, person, now) if test is None else "unqualified")
         held.append(taken)
     return Handed(held[place]["id"], lease)
 
@@ -156,15 +160,22 @@ def _lease(slow_ms: int | None) -> float:
     return min(max(SHORTEST_LEASE, 3 * (slow_ms or 0) / 1000), LONGEST_LEASE)
 
 
-def _take_one(c: Connection, one: RowMapping, person: RowMapping, now: float, until: float) -> Any:
-    """Lease a slot and write the assignment: a check item or a repeat where it is time for one, then what is open."""
+def _take_one(
+    c: Connection, one: RowMapping, person: RowMapping, now: float, until: float, *, test: Qualification | None
+) -> Any:
+    """Lease a slot and write the assignment: the qualification test where there is one to pass, a check item or a repeat
+    where it is time for one, then what is open."""
     turn = turns(c, one["id"], person["id"])
     taken, order = None, None
-    if falls_on(one["seed"], "check", person["id"], turn, one["check_share"]):
-        taken = _extra(c, one, person["id"], "check", _unseen_check(one["id"], person["id"], now), until=until)
+    if test is not None:
+        unseen = unseen_check(one["id"], person["id"], now)
+        taken = None if test.failed else extra(c, one, person["id"], "qualify", unseen, until=until)
+    elif falls_on(one["seed"], "check", person["id"], turn, one["check_share"]):
+        taken = extra(c, one, person["id"], "check", unseen_check(one["id"], person["id"], now), until=until)
     elif falls_on(one["seed"], "repeat", person["id"], turn, one["repeat_share"]):
-        taken, order = _repeat(c, one, person["id"], now, until)
-    for pool in ("any",) if person["role"] == "labeller" else ("expert", "any"):
+        taken, order = repeat(c, one, person["id"], now, until)
+    pools = ("any",) if person["role"] == "labeller" else ("expert", "any")
+    for pool in pools if test is None else ():
         taken = taken or _take(c, one["id"], person["id"], pool, now=now, until=until)
     if taken is None:
         return None
@@ -193,52 +204,6 @@ def _take(c: Connection, project_id: int, who: int, pool: str, *, now: float, un
     given = {"project": project_id, "annotator": who, "in_pool": pool, "now": now, "until": until}
     row = c.execute(_TAKE, given).first()
     return None if row is None else (row.id, row.item_id)
-
-
-def _unseen_check(project_id: int, who: int, now: float) -> Select[Any]:
-    seen = exists().where(assignment.c.item_id == item.c.id, assignment.c.annotator_id == who)
-    fits = (item.c.project_id == project_id, item.c.check_answer.is_not(None), ~seen, *_OFFERED)
-    return select(item.c.id).where(*fits).order_by(item.c.priority, item.c.id).limit(1).params(now=now)
-
-
-def _extra(
-    c: Connection, one: RowMapping, who: int, pool: str, item_query: Select[Any], *, until: float
-) -> tuple[int, int] | None:
-    """A slot of the annotator's own, beyond the overlap: everybody may judge every check item."""
-    found = c.execute(item_query).scalar_one_or_none()
-    if found is None:
-        return None
-    row = {"project_id": one["id"], "item_id": found, "k": who, "pool": pool, "who": who, "lease_until": until}
-    return c.execute(insert(slot).values(row).returning(slot.c.id)).scalar_one(), found
-
-
-def _repeat(
-    c: Connection, one: RowMapping, who: int, now: float, until: float
-) -> tuple[tuple[int, int] | None, list[int] | None]:
-    """A copy of an item that the annotator judged at least ten judgments ago, shown in the reverse order."""
-    copies = item.alias("copies")
-    repeated = exists().where(
-        copies.c.repeat_of == judgment_event.c.item_id, slot.c.item_id == copies.c.id, slot.c.who == who
-    )
-    mine = (judgment_event.c.project_id == one["id"], judgment_event.c.annotator_id == who)
-    judged = (
-        select(judgment_event.c.item_id, judgment_event.c.permutation)
-        .join(item, item.c.id == judgment_event.c.item_id)
-        .where(*mine, judgment_event.c.kind == "judgment", item.c.repeat_of.is_(None), ~repeated, *_OFFERED)
-        .where(item.c.check_answer.is_(None))
-        .order_by(judgment_event.c.seq.desc())
-        .limit(1)
-        .offset(10)
-    )
-    found = c.execute(judged, {"now": now}).first()
-    if found is None or len(found.permutation) < 2:
-        return None, None
-    old = c.execute(select(item).where(item.c.id == found.item_id)).mappings().one()
-    row = {k: v for k, v in old.items() if k != "id"} | {"repeat_of": old["id"], "created_at": now}
-    row["client_key"] = f"repeat/{old['id']}/{who}"
-    made = c.execute(insert(item).values(row).returning(item.c.id)).scalar_one()
-    leased = _extra(c, one, who, "repeat", select(item.c.id).where(item.c.id == made), until=until)
-    return leased, list(reversed(found.permutation))
 
 
 def _why_nothing(c: Connection, one: RowMapping, person: RowMapping, now: float) -> str:

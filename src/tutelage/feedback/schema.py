@@ -53,6 +53,7 @@ item = table(
     number("policy_step", None, null=True),
     time("expires_at", null=True),
     number("withdrawn", 0),
+    words("explanation"),  # why the known answer of a check item is right: told in a qualification test
     time("created_at"),
     UniqueConstraint("project_id", "client_key"),
 )
@@ -61,7 +62,7 @@ slot = table(
     one("project"),
     one("item"),
     number("k", None),
-    words("pool", "any"),  # any | expert | check | repeat
+    words("pool", "any"),  # any | expert | check | qualify | repeat
     number("priority", 0),
     one("annotator", "who", null=True),
     time("lease_until", null=True),
@@ -78,7 +79,7 @@ slot = table(
         postgresql_where=text("done = 0"),
     ),
     Index("ix_slot_lease", "who", "project_id", sqlite_where=text("done = 0"), postgresql_where=text("done = 0")),
-    Index("ix_slot_project_id_done", "project_id", "done"),
+    Index("ix_slot_project_id_pool_done", "project_id", "pool", "done"),
 )
 assignment = table(
     "assignment",

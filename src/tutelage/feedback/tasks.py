@@ -10,6 +10,7 @@ from sqlalchemy import Connection, RowMapping, bindparam, func, select
 
 from tutelage.feedback.markdown import render
 from tutelage.feedback.payloads import DEFAULTS, EVERYWHERE
+from tutelage.feedback.qualification import standing_of
 from tutelage.feedback.queue import Handed, Nothing
 from tutelage.feedback.schema import (
     assignment,
@@ -66,6 +67,7 @@ def show(
         "instructions_version": one["version"] or 0,
         "progress": progress,
         "draft": one["draft"],
+        "test": standing_of(c, project_id, who, one["shared"]).shown if one["pool"] == "qualify" else None,
     }
 
 
@@ -73,10 +75,11 @@ _VERSION = select(func.max(instructions.c.version)).where(instructions.c.project
 _SHOWN = (
     select(item.c.kind, item.c.responses, item.c.options, item.c.media, assignment.c.permutation)
     .add_columns(prompt.c.messages, project.c.options.label("shared"), project.c.media_root)
-    .add_columns(draft.c.payload.label("draft"), _VERSION.scalar_subquery().label("version"))
+    .add_columns(draft.c.payload.label("draft"), _VERSION.scalar_subquery().label("version"), slot.c.pool)
     .join_from(assignment, item, item.c.id == assignment.c.item_id)
     .join(prompt, prompt.c.id == item.c.prompt_id)
     .join(project, project.c.id == item.c.project_id)
+    .join(slot, slot.c.id == assignment.c.slot_id)
     .outerjoin(draft, draft.c.assignment_id == assignment.c.id)
     .where(assignment.c.id == bindparam("assignment"))
 )

@@ -9,7 +9,7 @@ import webbrowser
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -25,7 +25,7 @@ from tutelage.feedback.server.serve import bind, only_server, serve
 from tutelage.feedback.server.settings import Settings
 from tutelage.feedback.tokens import SCOPES, new_token
 from tutelage.stages.collect_live import Live, Worker, check_live, live_task
-from tutelage.stages.collect_rows import check_items, guess_task, read_groups, to_items
+from tutelage.stages.collect_rows import check_items, guess_task, read_groups, refuse_bomb, to_items
 from tutelage.stages.folders import fresh_folder
 
 LINK_SECONDS = 24 * 3600.0
@@ -58,6 +58,8 @@ class Collect:
     """Items with a known `answer`, mixed in unseen to measure care."""
     check_share: Share = 0.05
     """Share of what each person is handed that is a check item, while there are some."""
+    qualify: Annotated[int, Field(ge=0, le=1000)] = 0
+    """Known answers that a labeller gives first, told the right one after each, until passed (0: no such test)."""
     repeat_share: Share = 0.0
     """Share that the same person judged before, in the reverse order: self-consistency."""
     instructions: str | None = None
@@ -157,6 +159,10 @@ def read_content(cfg: Collect, db: Database | None, media: Path | None) -> Conte
     checks = []
     if cfg.check_items:
         checks = check_items(read_groups([cfg.check_items], cfg.bad_rows, media), task, cfg.check_items)
+    if cfg.qualify > len(checks) and there is None:
+        raise ValueError(
+            f"--qualify {cfg.qualify}: {len(checks)} check items; give at least as many with --check-items"
+        )
     new = Project(
         name,
         task,
@@ -164,11 +170,18 @@ def read_content(cfg: Collect, db: Database | None, media: Path | None) -> Conte
         cfg.expert_share,
         cfg.check_share,
         repeat_share=cfg.repeat_share,
-        options=(read_yaml(cfg.options) if cfg.options else {}) | ({"live": True} if cfg.policy else {}),
+        options=options_of(cfg),
         media_root=None if media is None else str(media),
     )
     text = Path(cfg.instructions).read_text(encoding="utf-8") if cfg.instructions else None
     return Content(new, items, checks, text, notes)
+
+
+def options_of(cfg: Collect) -> dict[str, Any]:
+    """What the options file says, and what flags say of it."""
+    said = {"live": True} if cfg.policy else {}
+    said |= {"qualify": cfg.qualify} if cfg.qualify else {}
+    return (read_yaml(cfg.options) if cfg.options else {}) | said
 
 
 def bring_in(db: Database, content: Content) -> None:
@@ -194,24 +207,6 @@ def reader(cfg: Collect, media: Path | None):
         return to_items(read_groups([str(path)], cfg.bad_rows, media), task)[0]
 
     return read
-
-
-def refuse_bomb(path: Path, most: int = 512 << 20) -> None:
-    """Raises ValueError for a Parquet file that unpacks to more than `most` bytes; other uploads are not compressed."""
-    if path.suffix != ".parquet":
-        return
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError:
-        raise ValueError("Parquet files need: pip install 'tutelage[data]'") from None
-    try:
-        about = pyarrow.parquet.ParquetFile(path).metadata
-    except (pyarrow.ArrowInvalid, OSError) as error:
-        raise ValueError(f"not a Parquet file ({error})") from None
-    size = sum(about.row_group(n).total_byte_size for n in range(about.num_row_groups))
-    if size > most:
-        raise ValueError(f"unpacks to {size:,} bytes; allowed: {most:,}")
 
 
 def with_backups(db: Database, cfg: Collect, work) -> None:

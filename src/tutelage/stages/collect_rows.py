@@ -34,6 +34,8 @@ class Group:
     responses: tuple[NewResponse, ...] = ()
     media: tuple[dict[str, str], ...] = ()
     known: Any = None
+    why: str = ""
+    """Why it is right, in Markdown: the row's `explanation`."""
 
 
 def read_groups(sources: Sequence[str], bad_rows: BadRows, media: Path | None) -> list[Group]:
@@ -75,7 +77,13 @@ def _our_row(row: Row, folder: Path, media: Path | None) -> Group:
             f'key `responses`: {short(given)}; allowed: a list of texts or of {{"text": ..., "media": ...}}'
         )
     answers = tuple(_response(value, f"responses[{n}]", folder, media) for n, value in enumerate(given))
-    return Group(asked(row), answers, _media(row.get("media"), "media", folder, media), row.get("answer"))
+    return Group(
+        asked(row),
+        answers,
+        _media(row.get("media"), "media", folder, media),
+        row.get("answer"),
+        optional_text(row, "explanation"),
+    )
 
 
 def _response(value: Any, key: str, folder: Path, media: Path | None) -> NewResponse:
@@ -174,7 +182,8 @@ def _split(answers: list[NewResponse], high: int) -> Iterator[tuple[NewResponse,
 
 def check_items(groups: Sequence[Group], task: Task, source: str) -> list[NewItem]:
     """Items whose right judgment is known: the row's `answer`, or what a comparison or a rating already says."""
-    return [replace(_one(group, task, source), check_answer=_known(group, task, source)) for group in groups]
+    known = ((group, _known(group, task, source)) for group in groups)
+    return [replace(_one(g, task, source), check_answer=right, explanation=g.why) for g, right in known]
 
 
 def _one(group: Group, task: Task, source: str) -> NewItem:
@@ -201,3 +210,21 @@ def _known(group: Group, task: Task, source: str) -> dict[str, Any]:
     wanted = allowed.get(task, "true or false" if task == "yesno" else "no check items for this task")
     named = optional_text({"id": group.prompt.id}, "id") or group.prompt.text[:40]
     raise ValueError(f"{source}: check item {named!r}: key `answer`: {short(known)}; allowed for {task}: {wanted}")
+
+
+def refuse_bomb(path: Path, most: int = 512 << 20) -> None:
+    """Raises ValueError for a Parquet file that unpacks to more than `most` bytes; other uploads are not compressed."""
+    if path.suffix != ".parquet":
+        return
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise ValueError("Parquet files need: pip install 'tutelage[data]'") from None
+    try:
+        about = pyarrow.parquet.ParquetFile(path).metadata
+    except (pyarrow.ArrowInvalid, OSError) as error:
+        raise ValueError(f"not a Parquet file ({error})") from None
+    size = sum(about.row_group(n).total_byte_size for n in range(about.num_row_groups))
+    if size > most:
+        raise ValueError(f"unpacks to {size:,} bytes; allowed: {most:,}")

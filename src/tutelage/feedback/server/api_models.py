@@ -56,6 +56,7 @@ class Item(_Body):
     check_answer: dict[str, Any] | None = Field(
         default=None, description="The right payload in this order: a check item."
     )
+    explanation: Text = Field(default="", description="Why that is right: shown after it in a qualification test.")
     policy_step: Annotated[int, Field(ge=0)] | None = None
     expires_in: Annotated[float, Field(gt=0)] | None = Field(
         default=None, description="Seconds; not handed out after it."
@@ -71,6 +72,7 @@ class Item(_Body):
             tuple(NewResponse(answer.text, answer.origin) for answer in answers),
             key=self.key,
             check_answer=self.check_answer,
+            explanation=self.explanation,
             priority=self.priority,
             policy_step=self.policy_step,
             expires_at=None if self.expires_in is None else time.time() + self.expires_in,

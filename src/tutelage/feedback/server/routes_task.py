@@ -13,6 +13,7 @@ from tutelage.feedback import judging, queue
 from tutelage.feedback.database import Database
 from tutelage.feedback.markdown import render
 from tutelage.feedback.people import Me
+from tutelage.feedback.qualification import feedback
 from tutelage.feedback.schema import instructions
 from tutelage.feedback.tasks import media_file, show
 
@@ -82,7 +83,8 @@ def heartbeat(request: Request, assignment: int) -> Response:
 
 @router.post("/api/task/{assignment}/submit")
 def submit(request: Request, assignment: int, body: Submitted) -> Response:
-    """Store a judgment and hand out the next item, in one transaction; the same key again changes nothing."""
+    """Store a judgment and hand out the next item, in one transaction; the same key again changes nothing. In a
+    qualification test the answer comes with what is right, and why."""
     db, me = context(request)
     try:
         with db.write() as c:
@@ -93,7 +95,8 @@ def submit(request: Request, assignment: int, body: Submitted) -> Response:
     except ValueError as error:
         raise HTTPException(422, str(error)) from None
     with db.read() as c:
-        return JSONResponse({"accepted": True, "late": done.late, "next": show(c, done.project, me.id, handed)})
+        told = {"feedback": feedback(c, assignment)} if done.tested else {}
+        return JSONResponse({"accepted": True, "late": done.late, "next": show(c, done.project, me.id, handed)} | told)
 
 
 @router.post("/api/task/undo")

@@ -7,19 +7,15 @@ import { listen, pageKeys, reachable } from "./keys.js";
 import { Outbox } from "./outbox.js";
 import { Pace } from "./pace.js";
 import { Screen } from "./screen.js";
+import { NOTHING } from "./states.js";
 import { forget, recall, remember } from "./store.js";
+import { about, answerDialog } from "./test.js";
 import { fetchAhead } from "./texts.js";
 import { Timing } from "./timing.js";
 
 const DRAFT_AFTER = 1200; // milliseconds without a change before a draft goes to the server too
 const REASONS = ["unclear", "cannot judge", "offensive", "other"];
 const TAGS = ["unsafe", "personal data", "prompt unclear", "reveals which model", "other"];
-const NOTHING = {
-  done: ["All done", "There is nothing left for you to judge in this project. Thank you."],
-  paused: ["Paused", "This project is paused. What you judged is saved; this page goes on by itself when the project does."],
-  closed: ["Closed", "This project is closed. What you judged is saved. Thank you."],
-  wait: ["A moment, please", "Others hold what is left, or more is on its way. This page goes on by itself."],
-};
 
 const project = find("main").dataset.project;
 const pace = new Pace(project);
@@ -36,6 +32,7 @@ const outbox = new Outbox({
     forget(`key/${entry.assignment}`);
     if (entry.project !== project) return;
     pace.show(reply.next?.progress, unsent().length);
+    if (reply.feedback) return tell(entry, reply);
     if (desk.waiting && reply.next && !isUnsent(reply.next.assignment)) show(reply.next);
     fetchNext();
   },
@@ -65,13 +62,24 @@ function reached() {
   status();
 }
 
+/** In a qualification test the right answer comes first, then the next item. */
+async function tell(entry, { feedback, next }) {
+  desk.telling = true;
+  await answerDialog(feedback);
+  desk.telling = false;
+  desk.ahead = desk.ahead.filter((task) => task.assignment !== next?.assignment);
+  if (!next || isUnsent(next.assignment)) return fetchCurrent();
+  show(next);
+  fetchNext();
+}
+
 async function fetchCurrent() {
   desk.waiting = true;
   try {
     const task = await request("GET", `/api/task/next?project=${encodeURIComponent(project)}`);
     reached();
     if (isUnsent(task.assignment)) return; // judged already, and on its way: `accepted` goes on
-    if (desk.waiting) show(task);
+    if (desk.waiting && !desk.telling) show(task);
     fetchNext();
   } catch (error) {
     status(error);
@@ -102,7 +110,7 @@ function show(task) {
   clearTimeout(desk.retry);
   if (!task.assignment) return showNothing(task);
   Object.assign(desk, { task, waiting: false, flag: null });
-  screen.show(task.item);
+  screen.show(task.item, task.test && about(task.test));
   const draft = recall(`draft/${task.assignment}`) ?? task.draft;
   if (draft) restore(draft);
   else screen.setFlag(null);
@@ -124,7 +132,7 @@ function showNothing({ reason, progress }) {
   screen.message(title, text, h("a", { class: "button", href: "/" }, "Your projects"));
   pace.show(progress, unsent().length);
   announce(title, { seen: false });
-  if (reason !== "done" && reason !== "closed") desk.retry = setTimeout(fetchCurrent, reason === "paused" ? 20_000 : 5000);
+  if (!["done", "closed", "unqualified"].includes(reason)) desk.retry = setTimeout(fetchCurrent, reason === "paused" ? 20_000 : 5000);
 }
 
 function advance() {
@@ -143,7 +151,10 @@ function send(payload) {
   pace.add(body.active_ms);
   clearTimeout(desk.saving);
   forget(`draft/${task.assignment}`);
-  advance();
+  if (task.test && !payload.skip) {
+    Object.assign(desk, { task: null, waiting: true });
+    screen.wait("Looking at your answer …", "The right one comes next.");
+  } else advance();
   outbox.add({ project, assignment: task.assignment, key, body, task });
   tabs?.postMessage({ judged: task.assignment });
 }

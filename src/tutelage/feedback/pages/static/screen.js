@@ -28,12 +28,12 @@ export class Screen {
       h("button", { type: "button", class: "quiet small", "data-command": "play", onclick: commands.play }, "Play together ", kbd("P")));
   }
 
-  /** Draws an item and gives back its part of the page: keys, payload(), missing(), restore(). */
-  show(item) {
+  /** Draws an item, with a note above it where there is one, and gives back its part of the page: keys, payload(), missing(), restore(). */
+  show(item, note = null) {
     this.item = item;
     this.ui = KINDS[item.kind](item, this.changed);
     const inside = this.stage.contains(document.activeElement) || this.choices.contains(document.activeElement);
-    const parts = [this.tools, item.prompt.length ? prompt(item.prompt) : null, mediaOfItem(item), this.ui.answers];
+    const parts = [note, this.tools, item.prompt.length ? prompt(item.prompt) : null, mediaOfItem(item), this.ui.answers];
     this.stage.replaceChildren(...parts.filter(Boolean));
     this.stage.setAttribute("aria-busy", "false");
     this.stage.className = `stage kind-${item.kind}`;
