@@ -6,7 +6,7 @@ import torch
 from scipy.stats import chi2
 from torch.testing import assert_close
 
-from tutelage.models.drawing import Decoding, inverse_cdf, truncate, uniforms_of
+from tutelage.models.drawing import Decoding, draw, inverse_cdf, truncate, uniforms_of
 
 VOCABULARY = 49_152  # SmolLM2's; a float32 CDF over it loses thousands of tokens
 
@@ -107,8 +107,38 @@ def test_truncation_by_hand():
     assert_close(truncate(p, Decoding(top_p=0.71)), torch.tensor([[0.0, 0.4, 0.2, 0.3]]))
     assert_close(truncate(p, Decoding(min_p=0.5)), torch.tensor([[0.0, 0.4, 0.2, 0.3]]))
     assert_close(truncate(p, Decoding(min_p=0.6, top_p=0.5)), torch.tensor([[0.0, 0.4, 0.0, 0.0]]))
+    assert_close(truncate(p, Decoding(top_k=3)), torch.tensor([[0.0, 0.4, 0.2, 0.3]]))
+    assert_close(truncate(p, Decoding(top_k=2, top_p=0.5)), torch.tensor([[0.0, 0.4, 0.0, 0.0]]))  # 0.4 of 0.7 is 0.57
+    tied = torch.tensor([[0.4, 0.2, 0.2, 0.2]])
+    assert torch.equal(truncate(tied, Decoding(top_k=2)), tied), "nothing tells the second from the fourth"
     assert torch.equal(truncate(p, Decoding()), p)
+    assert torch.equal(truncate(p, Decoding(top_k=9)), p)
+    assert Decoding(top_k=1).truncates
     assert [Decoding(top_p=0.9).truncates, Decoding(min_p=0.1).truncates, Decoding().truncates] == [True, True, False]
+
+
+def test_draw_by_hand():
+    """Weights (8 4 2 2)/16 at temperature 1, squared and renormalised (64 16 4 4)/88 at 1/2; greedy says log 1/2."""
+    weights = torch.tensor([[8.0, 4.0, 2.0, 2.0]]).expand(3, -1)
+    uniforms = torch.tensor([0.0, 0.6, 0.99], dtype=torch.float64)
+    tokens, logp = draw(weights.log(), Decoding(), uniforms)
+    assert tokens.tolist() == [0, 1, 3]
+    assert_close(logp.exp(), torch.tensor([1 / 2, 1 / 4, 1 / 8], dtype=torch.float64), atol=1e-6, rtol=0)
+    tokens, logp = draw(weights.log(), Decoding(temperature=0.5), uniforms)
+    assert tokens.tolist() == [0, 0, 3]
+    assert_close(logp.exp(), torch.tensor([64 / 88, 64 / 88, 4 / 88], dtype=torch.float64), atol=1e-6, rtol=0)
+    tokens, logp = draw(weights.log(), Decoding(top_k=2), uniforms)
+    assert tokens.tolist() == [0, 0, 1], "of (8 4) the first has two thirds"
+    assert_close(logp.exp(), torch.tensor([2 / 3, 2 / 3, 1 / 3], dtype=torch.float64), atol=1e-6, rtol=0)
+    tokens, logp = draw(weights.log(), Decoding(temperature=0.0), uniforms)
+    assert tokens.tolist() == [0, 0, 0]
+    assert_close(logp.exp(), torch.full((3,), 0.5))
+
+
+def test_what_decoding_refuses():
+    for wrong in ({"top_k": -1}, {"stop": ("", "a")}):
+        with pytest.raises(ValueError, match="top_k counts tokens"):
+            Decoding(**wrong)
 
 
 def test_streams_of_answers_are_their_own():

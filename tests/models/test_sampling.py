@@ -13,6 +13,7 @@ from transformers import (
 )
 
 from tutelage.data.batch import sequences
+from tutelage.models.drawing import uniforms_of
 from tutelage.models.logprobs import CausalModel
 from tutelage.models.lora import LoRA, add_lora, reference_mode
 from tutelage.models.sampling import Decoder, Decoding
@@ -121,6 +122,54 @@ def generated(model, prompt, new):
         pad_token_id=258,
     )
     return tuple(out[0, len(prompt) :].tolist())
+
+
+def letters(tokens) -> str:
+    return "".join(chr(97 + t % 26) for t in tokens)
+
+
+def test_a_stop_string_ends_the_answer_and_is_cut_from_its_text():
+    """The tokens that spell it stay, with the log-probs they were drawn at; of two strings the first to come counts."""
+    model, _ = small(float64=True)
+    decoder = Decoder(model, (), letters, rows=5)
+    free = decoder.sample(PROMPTS, 2, Decoding(20), "s")
+    stops = (free[0][0].text[7:10], free[2][1].text[3:5])
+    for before, after in zip(free, decoder.sample(PROMPTS, 2, Decoding(20, stop=stops), "s"), strict=True):
+        for whole, cut in zip(before, after, strict=True):
+            ends = [at + len(stop) for stop in stops if (at := whole.text.find(stop)) >= 0]
+            if not ends:
+                assert (cut.tokens, cut.text, cut.stop_reason) == (whole.tokens, whole.text, "length")
+                continue
+            assert cut.tokens == whole.tokens[: min(ends)]
+            assert cut.logprobs == pytest.approx(whole.logprobs[: min(ends)])
+            assert cut.stop_reason == "stop"
+            assert cut.finished
+            assert not any(stop in cut.text for stop in stops)
+            assert whole.text.startswith(cut.text)
+    first = decoder.sample(PROMPTS, 2, Decoding(20, stop=stops[:1]), "s")[0][0]
+    assert (first.text, len(first.tokens)) == (free[0][0].text[:7], 10)
+    assert list(decoder.stream(PROMPTS[0], Decoding(20, stop=stops[:1]), "s"))[-1] == first.text
+
+
+def test_batchings_disagree_only_at_the_edge_of_a_token():
+    """Counted: in float32 the logits of a row depend on its batch in the last bit, and so may a draw at an edge of the CDF."""
+    model, tokenizer = small()
+    decoding, prompts = Decoding(24), PROMPTS * 4
+    one = [a for g in decoder_of(model, tokenizer, rows=1).sample(prompts, 4, decoding, "s") for a in g]
+    differing = 0
+    for rows in (3, 64):
+        many = [a for g in decoder_of(model, tokenizer, rows=rows).sample(prompts, 4, decoding, "s") for a in g]
+        for n, (a, b) in enumerate(zip(one, many, strict=True)):
+            if a.tokens == b.tokens:
+                continue
+            differing += 1
+            t = next(i for i, (x, y) in enumerate(zip(a.tokens, b.tokens)) if x != y)
+            with torch.no_grad():
+                logits = model(torch.tensor([[*prompts[n // 4], *a.tokens[:t]]])).logits[0, -1]
+            edges = logits.double().softmax(-1).cumsum(-1)
+            u = uniforms_of("s", n // 4, n % 4, t + 1)[t]
+            assert float((edges - u).abs().min()) < 1e-6
+    assert differing <= 1, f"{differing} of {2 * len(one)} answers, each of 24 tokens"
 
 
 def test_greedy_is_transformers_generate():

@@ -164,7 +164,7 @@ def attend_spans(
     """Attention inside each span, side by side on the line."""
     sizes = [span.tokens for span in spans]
     parts = zip(*(x.split(sizes, dim=2) for x in (query, key, value)), strict=True)
-    return torch.cat([span.attend(*part, look) for span, part in zip(spans, parts, strict=True)], dim=1)
+    return torch.cat([span.attend(q, k, v, look) for span, (q, k, v) in zip(spans, parts, strict=True)], dim=1)
 
 
 Attend = Callable[[int, Tensor, Tensor, Tensor, Look], Tensor]

@@ -16,36 +16,72 @@ BLOCK = 256
 
 @dataclass(frozen=True)
 class Decoding:
-    """How answers are drawn. Top-p and min-p truncate the distribution: for evaluation and chat, refused in training."""
+    """How answers are drawn. Top-k, top-p and min-p truncate the distribution: for evaluation and chat, refused in training.
+
+    A stop string ends an answer like a stop token: the text is cut before it, the tokens that spell it stay (with their
+    log-probs: what was sampled is the truth, and what stopping is learnt from).
+    """
 
     max_tokens: int = 256
     temperature: float = 1.0
     top_p: float = 1.0
     min_p: float = 0.0
+    top_k: int = 0
+    """Only the likeliest k tokens (and those as likely as the k-th); 0: all."""
+    stop: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.top_k < 0 or "" in self.stop:
+            raise ValueError(
+                f"decoding: top_k counts tokens (0: all) and no stop string is empty; got {self.top_k}, {self.stop}"
+            )
 
     @property
     def truncates(self) -> bool:
         """Whether sampled log-probs are of a renormalised distribution (then no policy gradient may use them)."""
-        return self.top_p < 1 or self.min_p > 0
+        return self.top_p < 1 or self.min_p > 0 or self.top_k > 0
 
 
-def inverse_cdf(probabilities: Float[Tensor, "R V"], uniforms: Float[Tensor, "R"]) -> Int[Tensor, "R"]:
-    """One draw a row by inverting the CDF at `uniforms` in [0, 1), exactly enough that no token becomes unreachable.
+def draw(
+    logits: Float[Tensor, "R V"], decoding: Decoding, uniforms: Float[Tensor, "R"]
+) -> tuple[Int[Tensor, "R"], Float[Tensor, "R"]]:
+    """One token a row and its log-prob under temperature and truncation; temperature 0 is greedy. Overwrites `logits`."""
+    if decoding.temperature == 0:
+        tokens = logits.argmax(-1)
+        return tokens, logits.gather(-1, tokens[:, None])[:, 0] - logits.logsumexp(-1)
+    weights = (logits if decoding.temperature == 1 else logits.div_(decoding.temperature)).softmax(-1)
+    if decoding.truncates:
+        weights = truncate(weights, decoding)
+    tokens, total = _invert(weights, uniforms)
+    chosen = weights.gather(-1, tokens[:, None])[:, 0].to(torch.float64)
+    return tokens, (chosen / total).log()
+
+
+def inverse_cdf(weights: Float[Tensor, "R V"], uniforms: Float[Tensor, "R"]) -> Int[Tensor, "R"]:
+    """One draw a row, in proportion to `weights`, by inverting the CDF at `uniforms` in [0, 1): no token becomes unreachable.
 
     An fp32 CDF over 49k tokens loses thousands of them to rounding; sums here are float64, first over blocks of 256 tokens,
-    then inside the chosen block, and the result is clamped to a token with probability above zero.
+    then inside the chosen block, and the result is clamped to a token with a weight above zero.
     """
-    rows, vocabulary = probabilities.shape
-    padded = nn.functional.pad(probabilities, (0, -vocabulary % BLOCK)).view(rows, -1, BLOCK)
-    sums = padded.sum(-1, dtype=torch.float64).cumsum(-1)
+    return _invert(weights, uniforms)[0]
+
+
+def _invert(weights: Float[Tensor, "R V"], uniforms: Float[Tensor, "R"]) -> tuple[Int[Tensor, "R"], Float[Tensor, "R"]]:
+    """The draws, and the sum of each row's weights."""
+    rows, vocabulary = weights.shape
+    padded = nn.functional.pad(weights, (0, -vocabulary % BLOCK)) if vocabulary % BLOCK else weights
+    padded = padded.view(rows, -1, BLOCK)
+    # a few rows at a time: torch makes a float64 copy to sum, and a small one stays in the cache
+    of_block = torch.cat([part.sum(-1, dtype=torch.float64) for part in padded.split(8)])
+    sums = of_block.cumsum(-1)
     target = uniforms.to(torch.float64) * sums[:, -1]
     block = torch.searchsorted(sums, target[:, None], right=True)[:, 0]
-    block = torch.minimum(block, _last_positive(padded.sum(-1)))
+    block = torch.minimum(block, _last_positive(of_block))
     inside = padded.gather(1, block[:, None, None].expand(-1, 1, BLOCK))[:, 0]
     before = torch.where(block > 0, sums.gather(1, (block - 1).clamp(min=0)[:, None])[:, 0], 0.0)
     cdf = inside.to(torch.float64).cumsum(-1)
     at = torch.searchsorted(cdf, (target - before).clamp(min=0)[:, None], right=True)[:, 0]
-    return block * BLOCK + torch.minimum(at, _last_positive(inside))
+    return block * BLOCK + torch.minimum(at, _last_positive(inside)), sums[:, -1]
 
 
 def _last_positive(x: Float[Tensor, "R N"]) -> Int[Tensor, "R"]:
@@ -54,7 +90,10 @@ def _last_positive(x: Float[Tensor, "R N"]) -> Int[Tensor, "R"]:
 
 
 def truncate(probabilities: Float[Tensor, "R V"], decoding: Decoding) -> Float[Tensor, "R V"]:
-    """Nucleus (top-p) and min-p: what falls outside gets probability 0 (the draw renormalises)."""
+    """Top-k, then min-p, then the nucleus (top-p): what falls outside gets probability 0 (the draw renormalises)."""
+    if 0 < decoding.top_k < probabilities.shape[-1]:
+        least = probabilities.topk(decoding.top_k, dim=-1).values[:, -1:]
+        probabilities = torch.where(probabilities >= least, probabilities, 0.0)
     if decoding.min_p > 0:
         floor = decoding.min_p * probabilities.amax(-1, keepdim=True)
         probabilities = torch.where(probabilities >= floor, probabilities, 0.0)

@@ -105,6 +105,11 @@ def head_of(model: nn.Module) -> Callable[[Tensor], Tensor]:
     return lambda hidden: _post_process(head(hidden), cap, scale)
 
 
+def plain_weight(head: Callable[[Tensor], Tensor]) -> Float[Tensor, "V D"] | None:
+    """The weight of a head that is nothing but a product, None for any other (biased, adapted, soft-capped)."""
+    return head.weight if type(head) is nn.Linear and head.bias is None else None
+
+
 def _post_process(logits: Tensor, cap: float | None, scale: float | None) -> Tensor:
     logits = logits * scale if scale is not None else logits
     return logits if cap is None else torch.tanh(logits / cap) * cap
@@ -118,8 +123,9 @@ def label_logprobs(
     if not len(labels):
         nothing = hidden[:0].sum(-1)  # of the graph still: a loss over masked rows alone has a gradient, which is 0
         return nothing, nothing
-    if type(head) is nn.Linear and head.bias is None:
-        return _LabelHead.apply(exact(hidden), exact(head.weight), labels, temperature)  # type: ignore[return-value]
+    weight = plain_weight(head)
+    if weight is not None:
+        return _LabelHead.apply(exact(hidden), exact(weight), labels, temperature)  # type: ignore[return-value]
     return _plain_head(head, hidden, labels, temperature)
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
+from jaxtyping import Float
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
@@ -96,16 +97,23 @@ def merged_state(model: nn.Module, dtype: torch.dtype | None = None) -> dict[str
                 merged[key] = tensor
             continue
         if leaf == "weight":
-            layer = adapters[name]
-            exact = torch.promote_types(tensor.dtype, torch.float32)
-            total = tensor.to(exact, copy=True)
-            for adapter in layer.active_adapters:
-                total += cast(Any, layer).get_delta_weight(adapter).to(exact)
-            tensor = total.to(dtype or tensor.dtype)
+            tensor = merged_weight(adapters[name]).to(dtype or tensor.dtype)
         merged[f"{name}.{leaf}"] = tensor
     if dtype is None:
         return merged
     return {key: tensor.to(dtype) if tensor.is_floating_point() else tensor for key, tensor in merged.items()}
+
+
+@torch.no_grad()
+def merged_weight(layer: LoraLayer) -> Float[Tensor, "O I"]:
+    """W + (alpha / rank) B A of the active adapters, in memory of its own, in float32 (float64 for float64 weights)."""
+    whole = cast(Any, layer)
+    exact = torch.promote_types(whole.base_layer.weight.dtype, torch.float32)
+    total = whole.base_layer.weight.to(exact, copy=True)
+    for adapter in layer.active_adapters:
+        if adapter in whole.lora_A:
+            total += whole.get_delta_weight(adapter).to(exact)
+    return total
 
 
 def _adapters(model: nn.Module) -> dict[str, LoraLayer]:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from jaxtyping import Float
+import torch
 from torch import Tensor
 from transformers import PretrainedConfig
 
 from tutelage.models.cache import KeyValues, Prefill, Step
 from tutelage.models.packing import backbone_of
-from tutelage.models.sampling import Decoder
+from tutelage.models.sampling import Decoder, Read
 
 
 @dataclass(frozen=True)
@@ -41,17 +41,23 @@ class MixtureDecoder(Decoder):
         theirs = self.other._allocate(trunk.config, rows, tokens, next(trunk.parameters()))
         return KeyValues(mine.keys + theirs.keys, mine.values + theirs.values, mine.lengths)
 
-    def _logits(
-        self, ids: list[int], positions: list[int], layout: Prefill | Step, read: list[int]
-    ) -> Float[Tensor, "R V"]:
+    def reader(self, tokens: int) -> Read:
+        """Both models' logits, mixed."""
         assert self.other is not None
-        layers, whole = backbone_of(self.module).config.num_hidden_layers, layout.cache
-        mine = KeyValues(whole.keys[:layers], whole.values[:layers], whole.lengths)
-        theirs = KeyValues(whole.keys[layers:], whole.values[layers:], whole.lengths)
-        ours = super()._logits(ids, positions, replace(layout, cache=mine), read)
-        return (1 - self.mixing) * ours + self.mixing * self.other._logits(
-            ids, positions, replace(layout, cache=theirs), read
-        )
+        mine, theirs = super().reader(tokens), self.other.reader(tokens)
+        layers = backbone_of(self.module).config.num_hidden_layers
+
+        def read(line: Tensor, layout: Prefill | Step, places: slice | list[int]) -> Tensor:
+            whole = layout.cache
+            pi = KeyValues(whole.keys[:layers], whole.values[:layers], whole.lengths)
+            mu = KeyValues(whole.keys[layers:], whole.values[layers:], whole.lengths)
+            ours, others = (
+                each(line, replace(layout, cache=part), places) for each, part in ((mine, pi), (theirs, mu))
+            )
+            with torch.inference_mode():
+                return (1 - self.mixing) * ours + self.mixing * others
+
+        return read
 
 
 def rival_decoder(policy: Decoder, reference: Decoder, mixing: float) -> Decoder:

@@ -7,9 +7,9 @@ answer has its own random stream from (seed, prompt index, answer index), so it 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -18,11 +18,14 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig
 
 from tutelage.models.attention import Span
+from tutelage.models.brief import hidden_states, readout
 from tutelage.models.cache import KeyValues, Prefill, Step
-from tutelage.models.drawing import Decoding, inverse_cdf, truncate, uniforms_of
-from tutelage.models.logprobs import exact, head_of
-from tutelage.models.packing import backbone_of, packed_attention, unsupported
+from tutelage.models.drawing import Decoding, draw, uniforms_of
+from tutelage.models.packing import backbone_of, unsupported
 from tutelage.records import Answer
+
+Read = Callable[[Tensor, Prefill | Step, "slice | list[int]"], Float[Tensor, "R V"]]
+"""Token ids and positions [2, N], who sees whom, and the places to read -> their logits."""
 
 
 class Sampler(Protocol):
@@ -44,6 +47,7 @@ class _Row:
     uniforms: Float[np.ndarray, "T"]
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
+    ended: Literal["stop", "length"] | None = None
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,8 @@ class Decoder:
         """See `Sampler`; `on_answer` is called as each answer ends (progress)."""
         out: list[list[Answer | None]] = [[None] * answers for _ in prompts]
         for row in self._finished(prompts, answers, decoding, seed):
-            answer = self._answer(row)
+            assert row.ended is not None
+            answer = Answer(self._text(row, decoding), tuple(row.tokens), tuple(row.logprobs), row.ended)
             out[row.prompt][row.answer] = answer
             if on_answer is not None:
                 on_answer(answer)
@@ -75,27 +80,31 @@ class Decoder:
 
     def stream(self, prompt: Sequence[int], decoding: Decoding, seed: str) -> Iterator[str]:
         """One answer's text so far, after each token (chat)."""
-        tokens: list[int] = []
         for row in self._steps([prompt], 1, decoding, seed):
-            tokens = row[0].tokens
-            yield self.decode(self._spoken(tokens))
+            yield self._text(row[0], decoding)
 
-    def _spoken(self, tokens: Sequence[int]) -> list[int]:
-        return [t for t in tokens if t not in self.stop_tokens]
-
-    def _answer(self, row: _Row) -> Answer:
-        stopped = bool(row.tokens) and row.tokens[-1] in self.stop_tokens
-        text = self.decode(self._spoken(row.tokens))
-        return Answer(text, tuple(row.tokens), tuple(row.logprobs), "stop" if stopped else "length")
+    def _text(self, row: _Row, decoding: Decoding) -> str:
+        """What was said, without stop tokens, up to the first stop string."""
+        text = self.decode([t for t in row.tokens if t not in self.stop_tokens])
+        found = [at for stop in decoding.stop if (at := text.find(stop)) >= 0]
+        return text[: min(found)] if found else text
 
     def _finished(
         self, prompts: Sequence[Sequence[int]], answers: int, decoding: Decoding, seed: str
     ) -> Iterator[_Row]:
         for active in self._steps(prompts, answers, decoding, seed):
-            yield from (row for row in active if self._ended(row, decoding))
+            yield from (row for row in active if row.ended)
 
-    def _ended(self, row: _Row, decoding: Decoding) -> bool:
-        return len(row.tokens) >= decoding.max_tokens or row.tokens[-1] in self.stop_tokens
+    def _end(self, rows: list[_Row], decoding: Decoding) -> None:
+        """Mark the rows whose newest token ended them. A stop string is looked for among the tokens that can spell it."""
+        reach = max((len(stop.encode()) for stop in decoding.stop), default=0) + 4  # and a character begun before it
+        for row in rows:
+            if row.tokens[-1] in self.stop_tokens or (
+                decoding.stop and any(stop in self.decode(row.tokens[-reach:]) for stop in decoding.stop)
+            ):
+                row.ended = "stop"
+            elif len(row.tokens) >= decoding.max_tokens:
+                row.ended = "length"
 
     def _steps(
         self, prompts: Sequence[Sequence[int]], answers: int, decoding: Decoding, seed: str
@@ -116,93 +125,92 @@ class Decoder:
         longest = max((len(p) for p in prompts), default=0) + decoding.max_tokens
         slots = min(self.rows, len(waiting))
         cache = self._allocate(backbone_of(self.module).config, slots, longest, weight)
+        read = self.reader(decoding.max_tokens) if waiting else None
         active: list[_Row] = []
         while waiting or active:
+            assert read is not None
             if waiting and (len(active) <= slots * 3 // 4 or not active):
                 entering, waiting = waiting[: slots - len(active)], waiting[slots - len(active) :]
-                logits = self._prefill(prompts, entering, len(active), cache)
+                logits = _prefill(prompts, entering, len(active), cache, read)
                 _draw(entering, logits, decoding)
-                yield entering
-                active = _keep(active + entering, cache, lambda row: not self._ended(row, decoding))
-                continue
-            _draw(active, self._advance(active, cache), decoding)
-            yield active
-            active = _keep(active, cache, lambda row: not self._ended(row, decoding))
+                fresh, active = entering, active + entering
+            else:
+                _draw(active, _advance(active, cache, read), decoding)
+                fresh = active
+            self._end(fresh, decoding)
+            yield fresh
+            active = _keep(active, cache)
 
     def _allocate(self, config: PretrainedConfig, rows: int, tokens: int, like: Tensor) -> KeyValues:
         """The cache of all rows that are decoded at once."""
         return KeyValues.allocate(config, rows, tokens, like)
 
-    def _prefill(
-        self, prompts: Sequence[Sequence[int]], entering: list[_Row], first: int, cache: KeyValues
-    ) -> Float[Tensor, "R V"]:
-        """Compute each entering prompt once, fill the cache of its rows, and return each row's first logits."""
-        rows_of: dict[int, list[int]] = {}
-        for offset, row in enumerate(entering):
-            rows_of.setdefault(row.prompt, []).append(first + offset)
-        ids, positions, spans = [], [], []
-        for p, rows in rows_of.items():
-            spans.append(Span(len(ids), len(ids) + len(prompts[p])))
-            ids.extend(prompts[p])
-            positions.extend(range(len(prompts[p])))
-            cache.lengths[rows] = len(prompts[p])
-        layout = Prefill(spans, list(rows_of.values()), cache)
-        logits = self._logits(ids, positions, layout, [span.stop - 1 for span in spans])
-        which = {p: i for i, p in enumerate(rows_of)}
-        return logits[[which[row.prompt] for row in entering]]
+    def reader(self, tokens: int) -> Read:
+        """The forward over the weights as they are now, for about `tokens` steps; it must not outlive a change of them."""
+        with torch.inference_mode(), self._context():
+            hidden, logits = hidden_states(self.module, tokens), readout(self.module)
 
-    def _advance(self, active: list[_Row], cache: KeyValues) -> Float[Tensor, "R V"]:
-        """Feed each active row its newest token; logits of the next."""
-        count = len(active)
-        step = Step.of(cache, count)
-        logits = self._logits([row.tokens[-1] for row in active], step.at.tolist(), step, list(range(count)))
-        cache.lengths[:count] += 1
-        return logits
+        def read(line: Tensor, layout: Prefill | Step, places: slice | list[int]) -> Tensor:
+            with torch.inference_mode(), self._context():
+                return logits(hidden(line, layout)[places])
 
-    @torch.inference_mode()
-    def _logits(
-        self, ids: list[int], positions: list[int], layout: Prefill | Step, read: list[int]
-    ) -> Float[Tensor, "R V"]:
-        """One forward over a line of tokens; the logits at the places to `read`."""
-        backbone = backbone_of(self.module)
-        line = torch.tensor([ids, positions], device=layout.cache.lengths.device)
-        with self.context(self.module) if self.context else nullcontext():
-            with packed_attention(backbone):
-                out = backbone(input_ids=line[:1], position_ids=line[1:], use_cache=False, layout=layout)
-            return exact(head_of(self.module)(out.last_hidden_state[0, read]))
+        return read
+
+    def _context(self) -> AbstractContextManager[Any]:
+        return self.context(self.module) if self.context else nullcontext()
 
     def with_context(self, context: Callable[[nn.Module], Any] | None) -> Decoder:
         """The same decoder under another context."""
         return replace(self, context=context)
 
 
+def _prefill(
+    prompts: Sequence[Sequence[int]], entering: list[_Row], first: int, cache: KeyValues, read: Read
+) -> Float[Tensor, "R V"]:
+    """Compute each entering prompt once, fill the cache of its rows, and return each row's first logits."""
+    rows_of: dict[int, list[int]] = {}
+    for offset, row in enumerate(entering):
+        rows_of.setdefault(row.prompt, []).append(first + offset)
+    ids, positions, spans = [], [], []
+    for p, rows in rows_of.items():
+        spans.append(Span(len(ids), len(ids) + len(prompts[p])))
+        ids.extend(prompts[p])
+        positions.extend(range(len(prompts[p])))
+        cache.lengths[rows] = len(prompts[p])
+    line = torch.tensor([ids, positions], device=cache.lengths.device)
+    layout = Prefill(spans, list(rows_of.values()), cache)
+    logits = read(line, layout, [span.stop - 1 for span in spans])
+    which = {p: i for i, p in enumerate(rows_of)}
+    return logits[[which[row.prompt] for row in entering]]
+
+
+def _advance(active: list[_Row], cache: KeyValues, read: Read) -> Float[Tensor, "R V"]:
+    """Feed each active row its newest token; logits of the next."""
+    count = len(active)
+    step = Step.of(cache, count)
+    newest = torch.tensor([row.tokens[-1] for row in active], device=step.at.device)
+    logits = read(torch.stack([newest, step.at]), step, slice(None))
+    cache.lengths[:count] += 1
+    return logits
+
+
 def _draw(rows: list[_Row], logits: Float[Tensor, "R V"], decoding: Decoding) -> None:
-    """Append one token and its log-prob (under temperature and truncation) to each row; temperature 0 is greedy."""
-    if decoding.temperature == 0:
-        tokens = logits.argmax(-1)
-        logp = logits.log_softmax(-1)
-    else:
-        logp = (logits / decoding.temperature).log_softmax(-1)
-        probabilities = logp.exp()
-        if decoding.truncates:
-            probabilities = truncate(probabilities, decoding)
-            logp = (probabilities / probabilities.sum(-1, keepdim=True)).log()
-        uniforms = torch.tensor(
-            [row.uniforms[len(row.tokens)] for row in rows], dtype=torch.float64, device=logits.device
-        )
-        tokens = inverse_cdf(probabilities, uniforms)
-    chosen = logp.gather(-1, tokens[:, None])[:, 0]
-    for row, token, value in zip(rows, tokens.tolist(), chosen.tolist(), strict=True):
+    """Append one token and its log-prob (under temperature and truncation) to each row."""
+    drawn = [row.uniforms[len(row.tokens)] for row in rows]
+    with torch.inference_mode():
+        uniforms = torch.tensor(drawn, dtype=torch.float64, device=logits.device)
+        tokens, logprobs = draw(logits, decoding, uniforms)
+    for row, token, value in zip(rows, tokens.tolist(), logprobs.tolist(), strict=True):
         row.tokens.append(token)
         row.logprobs.append(value)
 
 
-def _keep(rows: list[_Row], cache: KeyValues, stays: Callable[[_Row], bool]) -> list[_Row]:
+def _keep(rows: list[_Row], cache: KeyValues) -> list[_Row]:
     """Drop ended rows; the last active ones move into their places in the cache."""
     rows = list(rows)
     at = 0
     while at < len(rows):
-        if stays(rows[at]):
+        if not rows[at].ended:
             at += 1
             continue
         if at < len(rows) - 1:

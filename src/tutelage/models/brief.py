@@ -1,0 +1,121 @@
+"""The forward of a decoder in few operations, for sampling: what transformers computes, without what it does around it.
+
+While sampling the weights stand still. Adapters are merged once instead of multiplied at every token, each head reads a
+float32 copy made once, and Llama-like decoders run layer by layer from here; any other model runs as transformers runs it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol, cast
+
+import torch
+from jaxtyping import Float
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.models.llama.modeling_llama import rotate_half
+
+from tutelage.models.attention import Look
+from tutelage.models.logprobs import exact, head_of, plain_weight
+from tutelage.models.lora import merged_weight
+from tutelage.models.packing import backbone_of, packed_attention, windowed
+
+LLAMA_LIKE = ("LlamaModel", "MistralModel", "Qwen2Model", "Qwen3Model")
+"""transformers' decoders that are norm, attention, norm, gated MLP, with rotary positions on whole heads."""
+MERGE_FROM = 16
+"""New tokens from which on merging an adapter once is cheaper than multiplying by it at every token."""
+Affine = Callable[[Tensor], Tensor]
+
+
+class Layout(Protocol):
+    """Who sees whom: the decoder's prompts or its next step."""
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, look: Look) -> Tensor:
+        """See `packing.Packed.attend`."""
+        ...
+
+
+Hidden = Callable[[Tensor, Layout], Tensor]
+"""Token ids and positions [2, N] and who sees whom -> last hidden states [N, D]."""
+
+
+def hidden_states(model: nn.Module, tokens: int) -> Hidden:
+    """The fastest exact forward of `model`'s weights as they are now, adapters as they are switched now, for `tokens` steps.
+
+    It must not outlive a change of the weights.
+    """
+    backbone = backbone_of(model)
+    known = type(backbone).__name__ in LLAMA_LIKE and type(backbone).__module__.startswith("transformers.")
+    return _llama_like(backbone, tokens >= MERGE_FROM) if known else _as_it_is(backbone)
+
+
+def readout(model: nn.Module) -> Callable[[Tensor], Tensor]:
+    """Hidden states [N, D] -> logits in float32 at least, as the model makes them: a product in float32, like the trainer's."""
+    head = head_of(model)
+    weight = plain_weight(head)
+    if weight is None:
+        return lambda hidden: exact(head(hidden))
+    weight = exact(weight)
+    return lambda hidden: nn.functional.linear(exact(hidden), weight)
+
+
+def _as_it_is(backbone: PreTrainedModel) -> Hidden:
+    def forward(line: Tensor, layout: Layout) -> Tensor:
+        with packed_attention(backbone):
+            out = backbone(input_ids=line[:1], position_ids=line[1:], use_cache=False, layout=layout)
+        return out.last_hidden_state[0]
+
+    return forward
+
+
+def _llama_like(backbone: PreTrainedModel, merge: bool) -> Hidden:
+    inner: Any = backbone
+    blocks = [_block(layer, number, inner, merge) for number, layer in enumerate(inner.layers)]
+
+    def forward(line: Tensor, layout: Layout) -> Tensor:
+        x = inner.embed_tokens(line[0])
+        cos, sin = (angle.squeeze(0) for angle in inner.rotary_emb(x, position_ids=line[1:]))
+        for block in blocks:
+            x = block(x, cos, sin, layout)
+        return inner.norm(x)
+
+    return forward
+
+
+def _block(layer: Any, number: int, backbone: Any, merge: bool) -> Callable[[Tensor, Tensor, Tensor, Layout], Tensor]:
+    """One layer: x + attention(norm(x)), then x + mlp(norm(x))."""
+    attention, mlp = layer.self_attn, layer.mlp
+    query, key, value, out = (affine(getattr(attention, f"{n}_proj"), merge) for n in ("q", "k", "v", "o"))
+    gate, up, down = (affine(getattr(mlp, f"{n}_proj"), merge) for n in ("gate", "up", "down"))
+    query_norm, key_norm = (getattr(attention, f"{n}_norm", None) for n in ("q", "k"))
+    window = backbone.config.sliding_window if windowed(backbone.config, number) else None
+    look, width = Look(attention.scaling, window), attention.head_dim
+
+    def heads(x: Tensor, norm: nn.Module | None) -> Float[Tensor, "H N D"]:
+        split = x.view(len(x), -1, width)
+        return (split if norm is None else norm(split)).transpose(0, 1)
+
+    def forward(x: Tensor, cos: Tensor, sin: Tensor, layout: Layout) -> Tensor:
+        normed = layer.input_layernorm(x)
+        q, k = heads(query(normed), query_norm), heads(key(normed), key_norm)
+        q, k = (each * cos + rotate_half(each) * sin for each in (q, k))
+        seen = layout.attend(number, q[None], k[None], heads(value(normed), None)[None], look)
+        x = x + out(seen.reshape(len(x), -1))
+        normed = layer.post_attention_layernorm(x)
+        return x + down(mlp.act_fn(gate(normed)) * up(normed))
+
+    return forward
+
+
+def affine(layer: nn.Module, merge: bool) -> Affine:
+    """A linear layer as a function of its input; with `merge`, float32 (or wider) weights with the active adapters added in."""
+    if not isinstance(layer, LoraLayer):
+        return layer
+    base, adapted = cast(nn.Linear, layer.base_layer), cast(Any, layer)
+    if adapted.disable_adapters or adapted.merged or not adapted.active_adapters:
+        return base
+    if not merge or base.weight.dtype not in (torch.float32, torch.float64):
+        return layer  # summed in bfloat16 a small adapter would be rounded away
+    weight = merged_weight(layer)
+    return lambda x: nn.functional.linear(x, weight, base.bias)
