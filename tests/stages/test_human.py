@@ -30,6 +30,7 @@ from tutelage.models.load import save_policy
 from tutelage.models.tiny import tiny
 from tutelage.records import Answer, Prompt
 from tutelage.stages.human import check_human
+from tutelage.stages.lineage import labels_in
 from tutelage.stages.rl import RL
 
 SOURCE = Path(__file__).resolve().parents[2] / "src"
@@ -175,6 +176,10 @@ def test_people_rank_while_it_trains_and_a_reward_model_learns_from_their_labels
     flags = ["--model", str(tmp_path / "model"), "--data", str(labels / "train.jsonl"), "--out", str(tmp_path / "rm")]
     assert dispatch("reward", [*flags, "--steps", "2", "--batch-size", "2"]) == 0
     assert (tmp_path / "rm" / "reward_model" / "config.json").is_file()
+    lineage = json.loads((tmp_path / "rm" / "reward_model" / "lineage.json").read_text())
+    assert [(one["project"], one["last_judgment"]) for one in labels_in(lineage)] == [("loop", 12)]
+    rl = json.loads((tmp_path / "loop" / "lineage.json").read_text())
+    assert rl["people"] == {"url": desk.url, "project": "loop", "judgments": "human.jsonl"}
 
 
 @pytest.mark.slow

@@ -18,6 +18,7 @@ from tutelage.feedback.client import TOKEN_VARIABLE, Program, Queue
 from tutelage.rewards.combine import Combined, Part, combine
 from tutelage.rewards.human import AtStep, HumanReward, UnjudgedError, task_for
 from tutelage.rewards.terms import RewardTerm, parse_term
+from tutelage.stages.lineage import note_people
 from tutelage.stages.training import Ready
 from tutelage.training.interrupt import Interrupt, Paused
 from tutelage.training.rollouts import RolloutSource
@@ -64,6 +65,7 @@ class AskingSource(RolloutSource):
         guide = self.settings.instructions
         text = Path(guide).read_text(encoding="utf-8") if guide else ""
         project = self.queue.project(name, task_for(self.group_size), self.settings.overlap, text)
+        note_people(run, url=self.settings.url, project=name, judgments="human.jsonl")
         say(f"people judge in project {name!r} at {self.settings.url}; invite them on its admin page")
         people = replace(self.people, project=project, run=run.folder.resolve().name, ledger=run.folder / "human.jsonl")
         return replace(super().within(run), people=people)

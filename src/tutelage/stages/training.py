@@ -17,6 +17,7 @@ from tutelage.data.shapes import Kind
 from tutelage.data.stream import Mixture, Stream
 from tutelage.evaluation.report import training_report
 from tutelage.stages.common import Training, open_run, resume_line
+from tutelage.stages.lineage import hand_down, write_lineage
 from tutelage.stages.metering import metered, open_meter
 from tutelage.training.loop import Draw, Hook, Task, train
 from tutelage.training.preflight import preflight
@@ -54,6 +55,7 @@ def run_task(cfg: Training, command: str, ready: Ready[Any], hooks: tuple[Hook, 
     found = preflight(ready.task, ready.chat, ready.records, ready.collated)
     run = open_run(cfg, command)
     found.note(run)
+    write_lineage(run, cfg)
     meter = open_meter(ready.task, run.folder, passes)
     task = ready.task
     if isinstance(task.draw, Inside):
@@ -103,5 +105,6 @@ def stream_of(
 
 def finished(run: Run, name: str) -> Path:
     """Mark the run as done with its result; returns the folder."""
+    hand_down(run.folder, name)
     run.finish({name: name})
     return run.folder
