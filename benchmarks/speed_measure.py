@@ -180,7 +180,7 @@ def _alternate(
     row: Row, source: Source, work: Work, best: Mapping[str, Any], *, sides: Sides, bar: Bar
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Ours, the rival, ours, the rival: the figures of each repetition, and what the sides say of themselves."""
-    own = replace(work, settings={"settled": True})
+    own = replace(work, settings={"settled": True, **row.settings})
     path = own.write(source.cache / "works" / f"{row.name}-ours.json")
     given = own.settings if sides.other else best["settings"]
     setting = _Setting(given, best["environment"], sides.other)

@@ -44,7 +44,7 @@ def decode(work: Work, channel: Channel) -> None:
     with _as_commands(work):
         module, chat = _policy(work)
         decoder = _decoder(work, module, chat)
-        limits = Limits() if Limits else None
+        limits = Limits() if Limits and not work.settings.get("decoder") else None  # the floor is float32's
         channel.ready(environment=environment())
         while True:
             channel.wait()

@@ -24,6 +24,7 @@ def write_report(results: Path, page: Path) -> None:
     grown = json.loads(path.read_text()) if (path := results / "growth.json").is_file() else None
     others = [json.loads(path.read_text()) for path in sorted(results.glob("*-against-*.json"))]
     missing = [row.name for row in ROWS if row.name not in found] + ["growth"] * (grown is None)
+    levers = [found.pop(row.name) for row in ROWS if row.alone and row.name in found]
     figures = page.with_suffix("")
     figures.mkdir(parents=True, exist_ok=True)
     if not found:
@@ -38,7 +39,7 @@ def write_report(results: Path, page: Path) -> None:
         "tried": tried(list(found.values())),
         "growth": growth(grown, figures) if grown else "Not run yet.\n",
         "phases": phases(list(found.values()), figures),
-        "against": against(others),
+        "against": against([*levers, *others]),
     }
     page.write_text(_filled(parts), encoding="utf-8")
 
@@ -170,12 +171,14 @@ def phases(results: Sequence[Result], figures: Path) -> str:
 
 
 def against(results: Sequence[Result]) -> str:
-    """Ours against ours at earlier revisions."""
+    """One lever against the same without it, and ours against ours at earlier revisions."""
     if not results:
         return "Not run yet.\n"
-    lines = ["| row | earlier | now | ratio [range] |", "|---|---|---|---|"]
+    lines = ["| row | against | that | this | ratio [range] |", "|---|---|---|---|---|"]
     for result in results:
         ratio, seconds = result["ratio"], result["seconds"]
         cells = f"{seconds['rival']:.1f} s | {seconds['ours']:.1f} s"
-        lines.append(f"| {result['row']} | {cells} | {ratio['median']:.2f} [{ratio['min']:.2f}, {ratio['max']:.2f}] |")
+        lines.append(
+            f"| {result['row']} | {result['rival']['name']} | {cells} | {ratio['median']:.2f} [{ratio['min']:.2f}, {ratio['max']:.2f}] |"
+        )
     return "\n".join(lines) + "\n"

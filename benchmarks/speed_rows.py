@@ -53,6 +53,13 @@ class Row:
     )
     """Figure of both sides -> how far apart they may be: absolutely, and as a share of the rival's."""
     python: Literal["own", "vllm"] = "own"
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Our side's, beside what the commands set up by themselves."""
+
+    @property
+    def alone(self) -> bool:
+        """Whether both sides are ours: a lever by itself, without a target."""
+        return self.rival.startswith("speed_ours")
 
 
 def batches(*sizes: int, by_hand: tuple[str, ...] = ()) -> tuple[Variant, ...]:
@@ -185,5 +192,21 @@ ROWS = (
         target=1.2,
         variants=PACKED,
         trial=(2, 512),
+    ),
+    *(
+        Row(
+            f"decode-{precision}",
+            f"decoding with {precision} weights, against the same in float32",
+            "rollouts",
+            partial(questions, forced=True, **PROMPTS),
+            "speed_ours:decode",
+            "speed_ours:decode",
+            "ours in float32",
+            target=1.0,
+            variants=(Variant({"settled": True}),),
+            compared={},
+            settings={"decoder": {"precision": precision}},
+        )
+        for precision in ("int8", "bfloat16")
     ),
 )
