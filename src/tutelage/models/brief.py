@@ -7,6 +7,7 @@ float32 copy made once, and Llama-like decoders run layer by layer from here; an
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Protocol, cast
 
 import torch
@@ -20,6 +21,7 @@ from tutelage.models.attention import Look
 from tutelage.models.logprobs import exact, head_of, plain_weight
 from tutelage.models.lora import merged_weight
 from tutelage.models.packing import backbone_of, packed_attention, windowed
+from tutelage.models.rough import Precision, rough_affine
 
 LLAMA_LIKE = ("LlamaModel", "MistralModel", "Qwen2Model", "Qwen3Model")
 """transformers' decoders that are norm, attention, norm, gated MLP, with rotary positions on whole heads."""
@@ -40,14 +42,20 @@ Hidden = Callable[[Tensor, Layout], Tensor]
 """Token ids and positions [2, N] and who sees whom -> last hidden states [N, D]."""
 
 
-def hidden_states(model: nn.Module, tokens: int) -> Hidden:
-    """The fastest exact forward of `model`'s weights as they are now, adapters as they are switched now, for `tokens` steps.
+def hidden_states(model: nn.Module, tokens: int, precision: Precision = "exact") -> Hidden:
+    """The fastest forward of `model`'s weights as they are now, adapters as they are switched now, for `tokens` steps.
 
-    It must not outlive a change of the weights.
+    It must not outlive a change of the weights. Raises ValueError where linear layers in fewer bits are asked of a model
+    that runs as transformers runs it.
     """
     backbone = backbone_of(model)
-    known = type(backbone).__name__ in LLAMA_LIKE and type(backbone).__module__.startswith("transformers.")
-    return _llama_like(backbone, tokens >= MERGE_FROM) if known else _as_it_is(backbone)
+    if type(backbone).__name__ in LLAMA_LIKE and type(backbone).__module__.startswith("transformers."):
+        return _llama_like(backbone, partial(affine, merge=tokens >= MERGE_FROM, precision=precision))
+    if precision != "exact":
+        raise ValueError(
+            f"rollout precision {precision} is for {', '.join(LLAMA_LIKE)}; got {type(backbone).__name__}: use exact"
+        )
+    return _as_it_is(backbone)
 
 
 def readout(model: nn.Module) -> Callable[[Tensor], Tensor]:
@@ -69,9 +77,9 @@ def _as_it_is(backbone: PreTrainedModel) -> Hidden:
     return forward
 
 
-def _llama_like(backbone: PreTrainedModel, merge: bool) -> Hidden:
+def _llama_like(backbone: PreTrainedModel, linear: Callable[[nn.Module], Affine]) -> Hidden:
     inner: Any = backbone
-    blocks = [_block(layer, number, inner, merge) for number, layer in enumerate(inner.layers)]
+    blocks = [_block(layer, number, inner, linear) for number, layer in enumerate(inner.layers)]
 
     def forward(line: Tensor, layout: Layout) -> Tensor:
         x = inner.embed_tokens(line[0])
@@ -83,11 +91,13 @@ def _llama_like(backbone: PreTrainedModel, merge: bool) -> Hidden:
     return forward
 
 
-def _block(layer: Any, number: int, backbone: Any, merge: bool) -> Callable[[Tensor, Tensor, Tensor, Layout], Tensor]:
+def _block(
+    layer: Any, number: int, backbone: Any, linear: Callable[[nn.Module], Affine]
+) -> Callable[[Tensor, Tensor, Tensor, Layout], Tensor]:
     """One layer: x + attention(norm(x)), then x + mlp(norm(x))."""
     attention, mlp = layer.self_attn, layer.mlp
-    query, key, value, out = (affine(getattr(attention, f"{n}_proj"), merge) for n in ("q", "k", "v", "o"))
-    gate, up, down = (affine(getattr(mlp, f"{n}_proj"), merge) for n in ("gate", "up", "down"))
+    query, key, value, out = (linear(getattr(attention, f"{n}_proj")) for n in ("q", "k", "v", "o"))
+    gate, up, down = (linear(getattr(mlp, f"{n}_proj")) for n in ("gate", "up", "down"))
     query_norm, key_norm = (getattr(attention, f"{n}_norm", None) for n in ("q", "k"))
     window = backbone.config.sliding_window if windowed(backbone.config, number) else None
     look, width = Look(attention.scaling, window), attention.head_dim
@@ -108,14 +118,20 @@ def _block(layer: Any, number: int, backbone: Any, merge: bool) -> Callable[[Ten
     return forward
 
 
-def affine(layer: nn.Module, merge: bool) -> Affine:
-    """A linear layer as a function of its input; with `merge`, float32 (or wider) weights with the active adapters added in."""
-    if not isinstance(layer, LoraLayer):
-        return layer
-    base, adapted = cast(nn.Linear, layer.base_layer), cast(Any, layer)
-    if adapted.disable_adapters or adapted.merged or not adapted.active_adapters:
+def affine(layer: nn.Module, merge: bool, precision: Precision = "exact") -> Affine:
+    """A linear layer as a function of its input; with `merge`, float32 (or wider) weights with the active adapters added in.
+
+    In fewer bits the adapters are always added in, in float32, before anything is rounded.
+    """
+    adapted = isinstance(layer, LoraLayer)
+    base = cast(nn.Linear, cast(Any, layer).base_layer if adapted else layer)
+    on = isinstance(layer, LoraLayer) and not layer.disable_adapters and not layer.merged and layer.active_adapters
+    if precision != "exact":
+        weight = merged_weight(cast(LoraLayer, layer)) if on else base.weight
+        return rough_affine(weight.float(), base.bias, precision)
+    if not on:
         return base
     if not merge or base.weight.dtype not in (torch.float32, torch.float64):
         return layer  # summed in bfloat16 a small adapter would be rounded away
-    weight = merged_weight(layer)
+    weight = merged_weight(cast(LoraLayer, layer))
     return lambda x: nn.functional.linear(x, weight, base.bias)

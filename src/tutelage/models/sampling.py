@@ -22,6 +22,7 @@ from tutelage.models.brief import hidden_states, readout
 from tutelage.models.cache import KeyValues, Prefill, Step
 from tutelage.models.drawing import Decoding, draw, uniforms_of
 from tutelage.models.packing import backbone_of, unsupported
+from tutelage.models.rough import Precision
 from tutelage.records import Answer
 
 Read = Callable[[Tensor, Prefill | Step, "slice | list[int]"], Float[Tensor, "R V"]]
@@ -59,6 +60,8 @@ class Decoder:
     decode: Callable[[Sequence[int]], str]
     rows: int = 96
     context: Callable[[nn.Module], Any] | None = None
+    precision: Precision = "exact"
+    """Fewer bits are faster, and what is sampled is then not quite the policy's: see `algorithms.corrected`."""
 
     def sample(
         self,
@@ -148,7 +151,7 @@ class Decoder:
     def reader(self, tokens: int) -> Read:
         """The forward over the weights as they are now, for about `tokens` steps; it must not outlive a change of them."""
         with torch.inference_mode(), self._context():
-            hidden, logits = hidden_states(self.module, tokens), readout(self.module)
+            hidden, logits = hidden_states(self.module, tokens, self.precision), readout(self.module)
 
         def read(line: Tensor, layout: Prefill | Step, places: slice | list[int]) -> Tensor:
             with torch.inference_mode(), self._context():
