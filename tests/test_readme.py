@@ -33,9 +33,20 @@ def test_links_lead_somewhere(page: Path) -> None:
     assert broken == []
 
 
-@pytest.mark.slow
-def test_the_library_example_runs_as_printed(demo_model: Path, tmp_path: Path) -> None:
+def library_example() -> str:
+    """The README's only Python."""
     (example,) = re.findall(r"```python\n(.+?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    return example
+
+
+def test_the_library_example_has_twenty_lines() -> None:
+    lines = [line for line in library_example().splitlines() if line.strip()]
+    assert len(lines) <= 20
+    assert max(map(len, lines)) <= 120
+
+
+def test_the_library_example_runs_as_printed(demo_model: Path, tmp_path: Path) -> None:
+    example = library_example()
     shorter, changed = re.subn(r"steps=\d+", "steps=1", example)
     assert changed == 1
     (tmp_path / "example.py").write_text(shorter, encoding="utf-8")
@@ -43,6 +54,7 @@ def test_the_library_example_runs_as_printed(demo_model: Path, tmp_path: Path) -
     command = [sys.executable, "example.py"]
     done = subprocess.run(command, check=False, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+    assert not re.search("Warning|Loading weights|Writing model", done.stderr), done.stderr
     from transformers import AutoModelForCausalLM
 
     before = AutoModelForCausalLM.from_pretrained(demo_model).state_dict()

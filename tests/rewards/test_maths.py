@@ -120,6 +120,7 @@ def test_plain_numbers_never_start_a_child():
     assert check.measure([user("?", solution="42")], groups).values == [[1, 0, 0, 0]]
 
 
+@pytest.mark.slow
 def test_an_expression_that_never_ends_is_killed_and_the_next_one_works():
     check = FinalAnswer(symbolic_child(cpu_seconds=1.0))
     assert verdict(check, r"\boxed{x+x}", "2x") == 1

@@ -301,6 +301,7 @@ def saved(folder: Path, seed: int) -> str:
     return str(folder)
 
 
+@pytest.mark.slow
 def test_compare_end_to_end_appends_to_the_run(tmp_path: Path, monkeypatch, capsys) -> None:
     run, other = tmp_path / "runs" / "rl", saved(tmp_path / "other", 1)
     saved(run / "policy", 0)

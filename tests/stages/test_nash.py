@@ -125,6 +125,7 @@ def test_a_best_response_and_exploitability_of_a_language_policy(place):
     assert judged["score"]["estimate"] + judged["against_score"]["estimate"] == pytest.approx(1)
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_together_is_said_before_anything_runs(place):
     with pytest.raises(
         ValueError, match="is a preference model, which compares two answers and scores none; use --algorithm nash_md"

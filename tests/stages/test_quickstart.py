@@ -1,6 +1,7 @@
 """The quickstart end to end on the real demo model: every part runs, nothing leaves the machine, the weights move."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -41,6 +42,7 @@ def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 def test_quick_runs_without_network_and_moves_the_weights(algorithm: str, demo_model: Path, tmp_path: Path) -> None:
     done = run("quickstart", "--quick", "--algorithm", algorithm, "--out", "out", cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
+    assert not re.search("Warning|Loading weights|Writing model", done.stderr), done.stderr[-3000:]
     folder = tmp_path / "out"
     policy = folder / ("prefer" if algorithm == "dpo" else "rl") / "policy"
     before = load_file(Path(demo_model) / "model.safetensors")

@@ -131,6 +131,7 @@ def test_an_interrupted_recipe_resumes_to_the_same_bits(inputs: Path, monkeypatc
     assert digest(*(Path("my out") / name for name in names)) == digest(*(Path("whole") / name for name in names))
 
 
+@pytest.mark.slow
 def test_a_stage_that_stops_says_which_and_how_to_go_on(inputs: Path) -> None:
     path = written(recipe(rl={"data": ["absent.jsonl"]}))
     with pytest.raises(ValueError, match=r"stage rl \(rl\) stopped: absent.jsonl") as error:
@@ -146,6 +147,7 @@ def test_bad_input_to_the_first_stage_leaves_no_folder(inputs: Path) -> None:
     assert not Path("out").exists()
 
 
+@pytest.mark.slow
 def test_a_bug_keeps_its_traceback_and_names_the_stage(inputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: Any) -> Any:
         raise KeyError("ours")

@@ -111,6 +111,7 @@ def test_sample_keeps_the_best_and_sft_reads_them(place: Path):
     assert (folder / "policy" / "model.safetensors").is_file()
 
 
+@pytest.mark.slow
 def test_sample_takes_a_share_from_the_command_line_and_refuses_a_choice_without_a_reward(place: Path):
     cfg = parse(Sample, ["--model", "model", "--data", "prompts.jsonl", "--keep", "0.5", "--at-least", "0.1"])
     assert (cfg.keep, cfg.at_least) == (0.5, 0.1)

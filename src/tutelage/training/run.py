@@ -39,7 +39,7 @@ class Run:
 
     @classmethod
     def open(
-        cls, folder: Path, config: Any, command: str, resume: bool, *, keep: int = 2, sinks: Sequence[str] = ()
+        cls, folder: Path | str, config: Any, command: str, resume: bool, *, keep: int = 2, sinks: Sequence[str] = ()
     ) -> Self:
         """Begin a run in a folder that is new or empty, or go on with the one that is there.
 
