@@ -244,6 +244,9 @@ def test_the_tolerance_is_that_of_the_precision(tiny, chat):
     off = replace(sampled, sampler_logprobs=sampled.sampler_logprobs + 0.01 * sampled.answers.mask)
     assert not sampler_agrees(CausalModel(module), off, torch.float32).ok
     assert sampler_agrees(CausalModel(module), off, torch.bfloat16).ok
+    assert sampler_agrees(CausalModel(module), off, torch.float32, rough=True).ok, "in fewer bits it is corrected"
+    far = replace(sampled, sampler_logprobs=sampled.sampler_logprobs + 0.3 * sampled.answers.mask)
+    assert not sampler_agrees(CausalModel(module), far, torch.float32, rough=True).ok
 
 
 def test_an_adapter_that_has_moved_fails_at_step_0(tiny, chat):

@@ -37,6 +37,10 @@ class Talk(Common):
     """Randomness of the draw: 1 is the model's own distribution, 0 its likeliest token."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 0.95
     """Nucleus: only the likeliest tokens that make up this probability."""
+    top_k: Annotated[int, Field(ge=0)] = 0
+    """Only the likeliest k tokens; 0: all."""
+    stop: tuple[str, ...] = ()
+    """Strings that end an answer (`--stop "Question:"`); its text is cut before them."""
     max_new_tokens: Count = 512
     """Longest answer, in tokens."""
     max_tokens: Count = 4096
@@ -208,6 +212,6 @@ def main(cfg: Talk) -> int:
         raise ValueError(f"--max-new-tokens {cfg.max_new_tokens}: no room for a question in {limit} tokens")
     edit_lines()
     say(ballot.welcome() if ballot else f"Talking to {cfg.model}. /help lists commands, Ctrl-D leaves.")
-    decoding = Decoding(cfg.max_new_tokens, cfg.temperature, cfg.top_p)
+    decoding = Decoding(cfg.max_new_tokens, cfg.temperature, cfg.top_p, top_k=cfg.top_k, stop=cfg.stop)
     Session(voices, decoding, room, cfg.seed, cfg.system, ballot).run()
     return 0

@@ -45,6 +45,10 @@ class Evaluate(Common):
     """Randomness of the draw; 0 is greedy."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Nucleus: only the likeliest tokens that make up this probability."""
+    top_k: Annotated[int, Field(ge=0)] = 0
+    """Only the likeliest k tokens; 0: all."""
+    stop: tuple[str, ...] = ()
+    """Strings that end an answer (`--stop "Question:"`); its text is cut before them."""
     max_new_tokens: Count = 256
     """Longest answer, in tokens."""
     limit: Count | None = None
@@ -61,7 +65,7 @@ def main(cfg: Evaluate) -> Path:
     if (folder / "evaluation.json").exists() and not cfg.resume:
         raise ValueError(f"{folder} holds an evaluation; give another --out")
     actor = load_actor(cfg, None, trained=False, temperature=cfg.temperature or 1.0)
-    decoding = Decoding(cfg.max_new_tokens, cfg.temperature, cfg.top_p)
+    decoding = Decoding(cfg.max_new_tokens, cfg.temperature, cfg.top_p, top_k=cfg.top_k, stop=cfg.stop)
     if other is None and cfg.against is not None:
         rival = load_actor(_with_model(cfg), None, trained=False)
         other = answer(rival, prompts, cfg.answers, decoding, seed=f"{cfg.seed}/against", label="the other answers")
@@ -76,7 +80,7 @@ def main(cfg: Evaluate) -> Path:
     if other is not None:
         found["against"] = lengths(other)
     base = cfg.reference or (cfg.against if cfg.against and not cfg.against.endswith(".jsonl") else None)
-    if base is not None and cfg.temperature > 0 and cfg.top_p == 1:
+    if base is not None and cfg.temperature > 0 and not decoding.truncates:
         found["kl"] = interval(divergence(ours, base_logprobs(cfg, base, ours, actor)))
     if cfg.rivals or cfg.responses:
         found["exploitability"] = exploitability(cfg, prompts, ours, decoding, first_preference(judges))

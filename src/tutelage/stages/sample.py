@@ -31,6 +31,10 @@ class Sample(Common):
     """Randomness of the draw: 1 is the model's own distribution, 0 its likeliest token."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Nucleus: only the likeliest tokens that make up this probability."""
+    top_k: Annotated[int, Field(ge=0)] = 0
+    """Only the likeliest k tokens; 0: all."""
+    stop: tuple[str, ...] = ()
+    """Strings that end an answer (`--stop "Question:"`); its text is cut before them."""
     max_new_tokens: Count = 256
     """Longest answer, in tokens."""
     limit: Count | None = None
@@ -45,7 +49,7 @@ class Sample(Common):
     @property
     def decoding(self) -> Decoding:
         """How answers are drawn."""
-        return Decoding(self.max_new_tokens, self.temperature, self.top_p)
+        return Decoding(self.max_new_tokens, self.temperature, self.top_p, top_k=self.top_k, stop=self.stop)
 
 
 def main(cfg: Sample) -> Path:

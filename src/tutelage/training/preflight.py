@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from tutelage.algorithms.base import Models
+from tutelage.algorithms.corrected import Corrected
 from tutelage.console import say
 from tutelage.data.batch import Rows, Sequences, sequences
 from tutelage.data.chat import Chat
@@ -155,7 +156,7 @@ def _examine_sampling(
     tried = try_sampler(source)
     sampled = tried.sampled.to(_place(task))
     findings.append(step_zero(_at_start(task), sampled.answers))
-    findings.append(sampler_agrees(task.models.policy, sampled, _dtype(task)))
+    findings.append(sampler_agrees(task.models.policy, sampled, _dtype(task), isinstance(task.algorithm, Corrected)))
     drawn = len(source.draw_prompts(0))
     return findings, imagined(source, encoded, drawn, task.settings.tokens_per_pass), tried, []
 
