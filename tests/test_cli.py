@@ -106,6 +106,7 @@ AT_THE_DOOR = [
     ("sft absent.yaml", ["absent.yaml"]),
     ("evaluate --against model --data nowhere.jsonl", ["nowhere.jsonl"]),
     ("report nowhere", ["nowhere"]),
+    ("simulate", ["data: is needed", "out: is needed"]),
     ("sfft", ["unknown command", "sft"]),
 ]
 
@@ -151,6 +152,24 @@ def test_a_folder_with_other_things_in_it_is_refused(place, capsys):
     assert "kept" in err
     assert "choose another with --out" in err
     assert [path.name for path in (place / "kept").iterdir()] == ["notes.txt"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("command", "result", "after"),
+    [
+        ("sft --data demos.jsonl", "policy", "tutelage chat kept"),
+        ("reward --data pairs.jsonl", "reward_model", "tutelage rl --reward kept --data PROMPTS"),
+    ],
+)
+def test_a_finished_run_says_where_it_lies_and_what_comes_next(place, capsys, command, result, after):
+    with pytest.raises(SystemExit) as stopped:
+        main([*command.split(), "--model", "model", "--steps", "1", "--out", "kept"])
+    *_, where, then = capsys.readouterr().out.splitlines()
+    assert stopped.value.code == 0
+    assert where.startswith("in kept: ")
+    assert {"config.yaml", "metrics.jsonl", "report.html", result} <= set(where.removeprefix("in kept: ").split(", "))
+    assert then == f"go on with:  {after}"
 
 
 @pytest.mark.parametrize("command", ["sft", "reward", "prefer", "rl --reward finished"])

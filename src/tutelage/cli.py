@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from pathlib import Path
 
 HELP = """usage: tutelage COMMAND [recipe.yaml] [--flags]     (tutelage COMMAND --help explains every flag)
 
@@ -35,6 +37,13 @@ Start with: tutelage quickstart
 
 OTHERS = ("run", "check", "report", "labels")
 """Commands that read their arguments themselves."""
+TRAINING = {
+    "sft": "tutelage chat {}",
+    "prefer": "tutelage chat {}",
+    "rl": "tutelage chat {}",
+    "reward": "tutelage rl --reward {} --data PROMPTS",
+}
+"""Commands that leave a run folder, and what its result is for."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -109,12 +118,21 @@ def _stage(command: str, args: list[str]) -> object:
             raise ValueError(f"{where} is a recipe of `tutelage {named}`, not of `tutelage {command}`")
         if "stages" in data:
             raise ValueError(f"{where} has stages: run it with `tutelage run {where}`")
-    return execute(command, parse(settings_of(command), args, data, where, prog=f"tutelage {command}"))
+    result = execute(command, parse(settings_of(command), args, data, where, prog=f"tutelage {command}"))
+    if command in TRAINING and isinstance(result, Path):
+        _tell_where(result, TRAINING[command])
+    return result
+
+
+def _tell_where(folder: Path, next_command: str) -> None:
+    """Where a finished training lies, and what one does with it."""
+    from tutelage.console import say
+
+    say(f"in {folder}: {', '.join(sorted(p.name for p in folder.iterdir() if not p.name.startswith('.')))}")
+    say(f"go on with:  {next_command.format(shlex.quote(str(folder)))}")
 
 
 def _report(args: list[str]) -> int:
-    from pathlib import Path
-
     from tutelage.evaluation.report import quickstart_report, training_report
 
     if len(args) != 1 or args[0].startswith("-"):

@@ -112,6 +112,8 @@ def _explain(kind: type, error: Any) -> str:
         return f"{path}: unknown name {error['ctx']['tag']!r}; known: {', '.join(union_members(inside))}"
     if error["type"] == "union_tag_not_found":
         return f"{path}: needs a `name`; known: {', '.join(union_members(inside))}; got {error['input']!r}"
+    if error["type"] == "missing":
+        return f"{path}: is needed and was not given"
     message = error["msg"].removeprefix("Value error, ")
     return f"{path}: {message}; got {error['input']!r}"
 
