@@ -3,15 +3,17 @@
 import json
 import math
 import re
+from html import unescape
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 
 from tutelage.evaluation import figures, page
+from tutelage.evaluation.captions import METRICS
 from tutelage.evaluation.figures import Line
 from tutelage.evaluation.page import Page, number, percent, within
-from tutelage.evaluation.report import metric_curves, metric_sections, quickstart_report, read_rows, training_report
+from tutelage.evaluation.report import metric_curves, quickstart_report, read_rows, training_report
 
 EVIL = '<script>alert("x")</script><img src=https://evil.example/a.png onerror=alert(1)>'
 
@@ -404,20 +406,20 @@ def test_table_names_its_rows_and_columns_for_screen_readers():
     assert "<caption>a &amp; b</caption>" in html
 
 
-def test_the_phases_shares_of_the_limit_are_one_figure_with_its_sentence(tmp_path):
-    """Whole steps have a curve of their own under the first heading; the phases share one, drawn as shares."""
+def test_the_shares_of_the_limit_are_one_figure_with_its_sentence(tmp_path):
+    """Whole steps and phases share a figure, drawn as shares; padded passes are drawn where there were any."""
     row = {
         "fraction_of_limit": 0.5,
         "fraction_of_limit/update": 0.625,
         "fraction_of_limit/sample": 0.25,
         "fallback": 0.0,
     }
-    rows = [{"step": step, **row} for step in range(3)]
+    rows = [{"step": step, **row, "recomputed": 0.1 * step} for step in range(3)]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     html = training_report(tmp_path).read_text()
-    assert html.count("<figure>") == 3
+    assert html.count("<figure>") == 2
     assert html.count("The least seconds that each phase could take") == 1
-    assert "Share of passes that ran padded" in html
+    assert "whole step" in html
     assert "62\xa0%" in html, "as a percentage"
-    sections = dict(metric_sections(metric_curves(rows)[0]))
-    assert len(sections["How near to the machine's limit"]) == 1
+    assert METRICS["recomputed"] in unescape(html)
+    assert METRICS["fallback"] not in unescape(html)

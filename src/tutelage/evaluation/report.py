@@ -52,6 +52,8 @@ TOGETHER = {
     "tokens_per_second": ("Tokens a second", "Tokens that a phase needs, each prompt once; of sampling, tokens said."),
 }
 """Groups of metrics that share one figure: its title, and a sentence below it."""
+ONLY_WHERE_SEEN = ("fallback", "recomputed")
+"""Metrics that are drawn only where they were ever above 0."""
 
 
 def training_report(folder: Path) -> Path:
@@ -124,13 +126,15 @@ def metric_curves(rows: Iterable[Data]) -> tuple[dict[str, Line], dict[str, int]
 
 def metric_sections(curves: Mapping[str, Line]) -> list[tuple[str, list[Html]]]:
     """A heading and its figures for each group of metrics, each figure with a sentence where the metric is known."""
+    curves = {name: curve for name, curve in curves.items() if name not in ONLY_WHERE_SEEN or any(curve.y)}
     groups = sorted({_group(name) for name in curves}, key=lambda g: (ORDER.index(g) if g in ORDER else len(ORDER), g))
     sections = []
     for group in groups:
         members = [name for name in curves if _group(name) == group]
         if group in TOGETHER:
             title, note = TOGETHER[group]
-            parts = [Line(name.removeprefix(f"{group}/"), curves[name].x, curves[name].y) for name in members]
+            labels = {name: name.removeprefix(f"{group}/") if name != group else "whole step" for name in members}
+            parts = [Line(labels[name], curves[name].x, curves[name].y) for name in members]
             blocks = [page.figure(figures.lines(title, parts, shares=group in SHARES), note)]
         else:
             blocks = [metric_figure(curves[name]) for name in members]
@@ -146,7 +150,7 @@ def metric_figure(curve: Line) -> Html:
 
 
 def _group(name: str) -> str:
-    return name.split("/", 1)[0] if "/" in name else ""
+    return name.split("/", 1)[0] if "/" in name or name in TOGETHER else ""
 
 
 def _show(name: str) -> Any:

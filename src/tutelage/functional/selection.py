@@ -1,9 +1,10 @@
-"""Which answers of a group are learnt from: the best ones, or the best against the worst. Equal rewards share evenly.
+"""Which answers of a group are learnt from (the best, the best against the worst, the most unlike), and which prompts are asked.
 
 An answer's share is its chance under a fair lot among equals, so nothing depends on the order of answers and no lot is drawn.
 """
 
-from jaxtyping import Bool, Float
+import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
@@ -33,3 +34,34 @@ def best_against_worst(rewards: Float[Tensor, "P G"]) -> Float[Tensor, "P G G"]:
 def differ(rewards: Float[Tensor, "P G"]) -> Bool[Tensor, "P"]:
     """Whether a group's rewards are not all the same."""
     return (rewards != rewards[:, :1]).any(1)
+
+
+def max_variance_subset(rewards: Float[Tensor, "P G"], kept: int) -> Int[Tensor, "P m"]:
+    """The `kept` answers of each group whose rewards vary most, in the answers' own order (PODS, arXiv:2504.13818).
+
+    The best subset is some of the highest and the rest of the lowest (its section 3), so m + 1 candidates decide it. Of equal
+    variances the one with most low rewards is taken, of equal rewards the earlier answers.
+    """
+    size = rewards.shape[1]
+    assert 1 <= kept <= size, (kept, rewards.shape)
+    values, order = (rewards.double() - rewards.double().mean(1, keepdim=True)).sort(dim=1, stable=True)
+    sums = torch.nn.functional.pad(torch.stack([values, values**2]).cumsum(-1), (1, 0))
+    high = torch.arange(kept + 1)  # of the highest; the others are the lowest
+    total, squares = sums[..., kept - high] + sums[..., -1:] - sums[..., size - high]
+    best = (squares / kept - (total / kept) ** 2).round(decimals=12).argmax(1)
+    place = torch.arange(kept)
+    places = torch.where(place < kept - best[:, None], place, size - kept + place)
+    return order.gather(1, places).sort(1).values
+
+
+def skip_chance(streak: int, exploration: float) -> float:
+    """1 - p_e^z: how likely a prompt is skipped whose answers earned all alike the last z times (GRESO, arXiv:2506.02177)."""
+    return 1 - exploration**streak
+
+
+def adjusted_exploration(exploration: float, share: float, target: float, step: float = 0.01) -> float:
+    """p_e after a step in which `share` of the prompts taught nothing: lower where that is `target` or more, else higher.
+
+    Kept within [0.05, 0.95], as in the authors' code.
+    """
+    return min(max(exploration + (-step if share >= target else step), 0.05), 0.95)

@@ -39,9 +39,11 @@ from tutelage.stages.mix import pretraining_mix
 from tutelage.stages.monitor import Monitor, judges_of, monitor_hooks
 from tutelage.stages.nash import duels, rewards_of
 from tutelage.stages.networks import Critic, Value, critic_of, reader_of, with_reference
+from tutelage.stages.rollout import Rollout, check_rollout, with_rollout
 from tutelage.stages.sample import NO_PROMPTS
 from tutelage.stages.training import Ready, finished, load, records_of, run_task, stream_of
 from tutelage.training.loop import Task
+from tutelage.training.prompt_filter import Greso, PromptFilter
 from tutelage.training.rollouts import RolloutSource
 
 Algorithm = Reinforce | GRPO | PPO | NashMD | BestOfN | OnlineDPO | Distill
@@ -75,8 +77,16 @@ class RL(Training):
     """Its way there."""
     max_new_tokens: Count = 256
     """Longest answer, in tokens."""
+    rollout: Rollout = Field(default_factory=Rollout)
+    """Sampling in fewer bits, corrected by importance weights (`--rollout.precision int8`)."""
+    stop: tuple[str, ...] = ()
+    """Strings that end an answer (`--stop "Question:"`): its text is cut before them, the tokens that spell them are trained on."""
     value: Value = Field(default_factory=Value)
     """The value model, for methods that have one."""
+    greso: Greso = Field(default_factory=Greso)
+    """GRPO: prompts whose answers lately earned all alike are skipped before they are answered (`--greso.on`)."""
+    pods: Annotated[int, Field(gt=1)] | None = None
+    """GRPO: of each prompt's answers train on so many, those whose rewards vary most; default: all."""
     ptx: tuple[str, ...] = ()
     """PPO-ptx: texts (or demonstrations) that every optimiser step goes on imitating beside the rewards."""
     ptx_coefficient: float = Field(default=0.5, gt=0)
@@ -111,7 +121,7 @@ def ready(
         source = replace(source, read_out=reader_of(critic.value, actor.tokenizer))
     if isinstance(cfg.algorithm, NashMD):
         source = duels(cfg, cfg.algorithm, actor, source, rewards)
-    task = _task(cfg, actor, critic, source)
+    task = with_rollout(cfg.rollout, _task(cfg, actor, critic, source))
     if cfg.teacher is not None:
         both = with_teacher(cfg, actor, cfg.teacher)
         task = replace(task, models=replace(task.models, policy=both.policy, teacher=both.teacher))
@@ -146,6 +156,7 @@ def check_settings(cfg: RL) -> None:
     method = cfg.algorithm
     check_teacher(method, cfg.teacher)
     check_human(cfg)
+    check_rollout(cfg.rollout, method)
     if isinstance(method, Distill) and (method.level != "token" or method.on_policy not in (None, 1.0)):
         raise ValueError(
             f"algorithm distill in rl is token by token on the policy's own answers; got level {method.level}, on_policy "
@@ -159,6 +170,15 @@ def check_settings(cfg: RL) -> None:
         )
     if isinstance(method, PPO) and method.kl_target is not None and method.kl_coefficient == 0:
         raise ValueError("algorithm.kl_target: an adaptive coefficient needs a start; got kl_coefficient 0")
+    if (cfg.greso.on or cfg.pods is not None) and not isinstance(method, GRPO):
+        raise ValueError(
+            f"greso and pods compare the answers of a group: they are for grpo; got algorithm {method.name}"
+        )
+    if cfg.pods is not None and (cfg.pods >= method.group_size or cfg.process_reward):
+        raise ValueError(
+            f"pods: keeps fewer answers than are sampled, by one reward each; got {cfg.pods} of {method.group_size}"
+            f"{' with process rewards' * bool(cfg.process_reward)}"
+        )
     if cfg.value != Value() and "value" not in method.needs:
         raise ValueError(
             f"value: {method.name} has no value model here; it is for ppo, or reinforce with baseline value"
@@ -199,13 +219,15 @@ def _source(cfg: RL, actor: Actor, rewards: Combined, prompts: Sequence[Loaded])
         encode=actor.chat.prompt_tokens,
         sampler=actor.decoder,
         score=rewards.score,
-        decoding=Decoding(cfg.max_new_tokens, cfg.temperature),
+        decoding=Decoding(cfg.max_new_tokens, cfg.temperature, stop=cfg.stop),
         group_size=cfg.algorithm.group_size,
         seed=cfg.seed,
         keep_samples=lambda step, rows: None,  # the run folder is opened later
         attempts=cfg.algorithm.attempts if isinstance(cfg.algorithm, GRPO) else 0,
         temperature=temperature_at(cfg),
         measure=None if verifier is None else partial(measured, verifier=verifier),
+        filter=PromptFilter(cfg.greso, cfg.seed) if cfg.greso.on else None,
+        kept=cfg.pods,
     )
 
 

@@ -11,8 +11,10 @@ import torch
 
 from tutelage.data.batch import Rollouts, sequences
 from tutelage.data.sampled import StepRollouts, at_temperature
+from tutelage.functional.selection import max_variance_subset
 from tutelage.models.sampling import Decoding, Sampler
 from tutelage.records import Answer, Prompt
+from tutelage.training.prompt_filter import PromptFilter
 from tutelage.training.run import Run
 
 Grid = list[list[float]]
@@ -44,6 +46,16 @@ class Drawn:
     def constant(self) -> list[int]:
         """The prompts whose answers all earned the same: nothing to compare."""
         return [p for p, row in enumerate(self.rewards) if len(set(row)) == 1]
+
+    def pruned(self, kept: int) -> Drawn:
+        """The same with the `kept` answers of each group whose rewards vary most."""
+        places = max_variance_subset(torch.tensor(self.rewards), kept).tolist()
+
+        def pick(rows: list[list[Any]]) -> list[list[Any]]:
+            return [[row[at] for at in chosen] for row, chosen in zip(rows, places, strict=True)]
+
+        parts = {name: pick(values) for name, values in self.parts.items()}
+        return replace(self, groups=pick(self.groups), rewards=pick(self.rewards), parts=parts)
 
     def patched(self, places: Sequence[int], other: Drawn) -> Drawn:
         """The same with the groups of `other` in the given places."""
@@ -79,6 +91,10 @@ class RolloutSource:
     measure: Measure | None = None
     read_out: ReadOut | None = None
     said: Said = lambda prompts, groups: None
+    filter: PromptFilter | None = None
+    """Which prompts are skipped before they are answered."""
+    kept: int | None = None
+    """Answers of each group that are trained on: those whose rewards vary most (PODS); all are logged."""
 
     def __post_init__(self) -> None:
         if self.decoding.truncates:
@@ -94,13 +110,17 @@ class RolloutSource:
     def __call__(self, step: int) -> tuple[Rollouts, Mapping[str, float]]:
         """The rollouts of a step: a function of (seed, step) and the current weights."""
         decoding = self.decoding_at(step)
-        drawn, metrics = self._attempt(self.draw_prompts(step), f"{self.seed}/{step}", decoding)
+        asked, chosen = (
+            (self.draw_prompts(step), {}) if self.filter is None else self.filter.choose(step, self.draw_prompts)
+        )
+        drawn, metrics = self._attempt(asked, f"{self.seed}/{step}", decoding)
+        seen, rewards = list(drawn.prompts), list(drawn.rewards)
         replaced, attempt = 0, 0
         while attempt < self.attempts and (places := drawn.constant):
             attempt, replaced = attempt + 1, replaced + len(places)
             others = self.draw_prompts(step + attempt * FAR)[: len(places)]
             again, cost = self._attempt(others, f"{self.seed}/{step}/attempt {attempt}", decoding)
-            drawn = drawn.patched(places, again)
+            drawn, seen, rewards = drawn.patched(places, again), seen + again.prompts, rewards + again.rewards
             metrics = {name: value + cost[name] for name, value in metrics.items()}
         spoken = metrics.pop("tokens")
         metrics["answer/tokens_per_second"] = spoken / metrics["time/sample"]
@@ -108,6 +128,9 @@ class RolloutSource:
             metrics |= {"sample/attempts": float(attempt), "sample/replaced": replaced / len(drawn.prompts)}
         if self.temperature is not None:
             metrics["sample/temperature"] = decoding.temperature
+        if self.filter is not None:
+            self.filter.record(step, seen, rewards)
+            metrics |= chosen
         return self._finish(step, drawn, decoding), metrics | self._measured(drawn)
 
     @property
@@ -116,8 +139,10 @@ class RolloutSource:
         return 1
 
     def within(self, run: Run) -> Self:
-        """The source of an opened run: the samples go into its folder."""
-        return replace(self, keep_samples=run.sample)
+        """The source of an opened run: the samples go into its folder, and so does the history of its prompts."""
+        saved = run.checkpoints.latest() if self.filter is not None else None
+        chooser = self.filter and self.filter.within(run.folder, saved.step if saved else 0)
+        return replace(self, keep_samples=run.sample, filter=chooser)
 
     def decoding_at(self, step: int) -> Decoding:
         """How a step's answers are drawn."""
@@ -137,7 +162,8 @@ class RolloutSource:
 
     def _finish(self, step: int, drawn: Drawn, decoding: Decoding) -> Rollouts:
         """The batch, with the rewards of steps where there are any; the samples are kept on the way."""
-        batch = rollouts(drawn.tokens, drawn.groups, drawn.rewards, decoding.temperature)
+        trained = drawn if self.kept is None else drawn.pruned(self.kept)
+        batch = rollouts(drawn.tokens, trained.groups, trained.rewards, decoding.temperature)
         rows = sample_rows(drawn.prompts, drawn.groups, drawn.rewards, drawn.parts)
         said = [answer for row in rows for answer in row["answers"]]
         if self.read_out is not None:
@@ -154,6 +180,9 @@ class RolloutSource:
     def _measured(self, drawn: Drawn) -> dict[str, float]:
         flat = {name: [v for row in values for v in row] for name, values in drawn.parts.items()}
         metrics = {f"reward/{name}": sum(values) / len(values) for name, values in flat.items()}
+        if self.kept is not None:
+            every = [reward for row in drawn.rewards for reward in row]
+            metrics["reward/sampled"] = sum(every) / len(every)
         return metrics if self.measure is None else {**metrics, **self.measure(drawn)}
 
 
