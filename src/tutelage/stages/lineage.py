@@ -12,6 +12,7 @@ from typing import Any
 from tutelage.console import say
 from tutelage.data.files import find
 from tutelage.data.readers import split_weight
+from tutelage.data.tasks import PREFIX
 from tutelage.feedback.export_files import MANIFEST
 from tutelage.rewards.terms import parse_term
 from tutelage.training.files import write_whole
@@ -71,6 +72,8 @@ def labels_in(lineage: Any) -> list[dict[str, Any]]:
 
 
 def _source(source: str) -> dict[str, Any]:
+    if source.startswith(PREFIX):  # made on demand: its name and its settings are all there is
+        return {"source": source}
     files = find(source)
     root = Path(source) if Path(source).is_dir() else Path(source).parent
     found: dict[str, Any] = {"source": source, "files": {f.relative_to(root).as_posix(): _sha(f) for f in files}}
