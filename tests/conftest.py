@@ -77,7 +77,11 @@ def tiny() -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A test that asks for something heavy is slow; for the demo model or the shared data, it carries that marker too."""
+    """A test that asks for something heavy is slow; for the demo model or the shared data, it carries that marker too.
+
+    Those that may take longest begin first: a worker with one of them at the end would keep the others waiting.
+    """
+    items.sort(key=lambda item: -max((s for mark in item.iter_markers("timeout") for s in mark.args[:1]), default=0))
     for item in items:
         asked = HEAVY & set(getattr(item, "fixturenames", ()))
         for name in (asked & {"demo_model", "shared_data"}) | ({"slow"} if asked else set()):

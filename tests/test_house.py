@@ -240,6 +240,25 @@ def test_graphics_card():
 def test_expected():
     assert False
 """
+ORDERED = """
+import pytest
+
+order = []
+
+def test_short():
+    order.append("short")
+
+def test_end():
+    assert order == ["long", "short"]
+
+@pytest.mark.timeout(900)
+def test_long():
+    order.append("long")
+
+@pytest.mark.parametrize("postgres", [1])
+def test_serving(request, postgres):
+    assert request.node.get_closest_marker("slow")
+"""
 WHOLE_FILE = "import pytest\n\npytest.importorskip('no_such_module')\n"
 
 
@@ -265,6 +284,12 @@ def test_in_ci_an_absent_input_is_a_failure(tmp_path: Path) -> None:
     assert done.returncode == 1, done.stdout
     assert "2 failed, 1 skipped, 1 xfailed" in done.stdout.splitlines()[-1]
     assert "skipped with CI=true: shared data absent: gsm8k" in done.stdout
+
+
+def test_long_tests_begin_first_and_heavy_ones_are_slow(tmp_path: Path) -> None:
+    done = run_pytest(tmp_path, ORDERED, ci="")
+    assert done.returncode == 0, done.stdout
+    assert "4 passed" in done.stdout
 
 
 def test_in_ci_a_file_that_skips_itself_is_an_error(tmp_path: Path) -> None:
