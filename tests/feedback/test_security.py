@@ -12,10 +12,11 @@ import pytest
 from sqlalchemy import delete, select, update
 
 from tutelage.feedback.people import FAILURES, new_invite, new_session, owner
-from tutelage.feedback.schema import annotator, attempt, entry, invite, session
+from tutelage.feedback.schema import annotator, api_token, attempt, entry, invite, session
 from tutelage.feedback.server.policy import RULES
 from tutelage.feedback.server.security import POLICY
 from tutelage.feedback.server.settings import Settings, is_loopback
+from tutelage.feedback.tokens import new_token
 
 FIRST = {"choice": "first"}
 
@@ -38,8 +39,17 @@ def one_side(place: Any, server: Any, name: str) -> tuple[Any, dict[str, int]]:
     work = client.next(project)["assignment"]
     with place.db.write() as c:
         new_invite(c, owner(c), "labeller", project)
+        new_token(c, f"of {name}", ["items:write"], project)
     made = place.rows(select(invite.c.id).where(invite.c.project_id == project, invite.c.uses_left > 0))[0]["id"]
-    return client, {"project": project, "assignment": work, "invite": made, "person": who, "number": 0}
+    token = place.rows(select(api_token.c.id).where(api_token.c.project_id == project))[0]["id"]
+    return client, {
+        "project": project,
+        "assignment": work,
+        "invite": made,
+        "person": who,
+        "number": 0,
+        "program": token,
+    }
 
 
 @pytest.fixture

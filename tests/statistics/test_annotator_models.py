@@ -61,6 +61,17 @@ def test_crowd_bt_by_hand_on_one_voice() -> None:
     assert other.first_wins[0] == pytest.approx(1 - agreed.first_wins[0], abs=1e-3)
 
 
+@pytest.mark.parametrize("votes", [1, 2, 3, 5])
+def test_crowd_bt_on_a_handful_of_votes_knows_next_to_nothing(votes: int) -> None:
+    rng = np.random.default_rng(votes)
+    for _ in range(20):
+        few = [PairVote(int(rng.integers(2)), who, float(rng.integers(2)), bool(rng.integers(2))) for who in (0, 1)]
+        found = crowd_bt(few * votes if votes > 3 else few[:votes])
+        for one in (*found.reliability.values(), *found.side_bias.values()):
+            assert one.low <= one.estimate <= one.high
+        assert all(one.high - one.low > 0.5 for one in found.reliability.values())
+
+
 def test_crowd_bt_pairs_of_one_prompt_that_say_the_same_count_as_one() -> None:
     once = votes_of(np.random.default_rng(9), 150)
     copies = [replace(vote, pair=(vote.pair, copy), cluster=vote.pair) for vote in once for copy in range(2)]

@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import Connection, RowMapping, and_, func, select
 
 from tutelage.feedback.queue import instructions_version
-from tutelage.feedback.schema import annotator, flag, invite, item, judgment_current, member, project
+from tutelage.feedback.schema import annotator, api_token, flag, invite, item, judgment_current, member, project
 from tutelage.feedback.tasks import slot_counts
 
 
@@ -92,6 +92,22 @@ def invites(c: Connection, project_id: int, now: float) -> list[dict[str, Any]]:
             "expires_at": when(row["expires_at"]),
         }
         for row in joined
+    ]
+
+
+def tokens(c: Connection) -> list[dict[str, Any]]:
+    """The API tokens that work."""
+    query = select(api_token, project.c.name.label("of")).outerjoin(project, project.c.id == api_token.c.project_id)
+    rows = c.execute(query.where(api_token.c.revoked_at.is_(None)).order_by(api_token.c.id)).mappings()
+    return [
+        {
+            "id": row["id"],
+            "name": row["name"],
+            "scopes": ", ".join(row["scopes"]),
+            "project": row["of"] or "every project",
+            "at": when(row["created_at"]),
+        }
+        for row in rows
     ]
 
 

@@ -63,6 +63,13 @@ def revoke_token(c: Connection, name: str, by: int | None = None) -> int:
     return count
 
 
+def revoke_one(c: Connection, token_id: int, by: int | None = None) -> None:
+    """Revoke a token; what is revoked already stays so."""
+    live = (api_token.c.id == token_id, api_token.c.revoked_at.is_(None))
+    if c.execute(update(api_token).where(*live).values(revoked_at=time.time())).rowcount:
+        log(c, by, "revoke api token", {"token": token_id})
+
+
 def find_visible(c: Connection, who: Bearer, name_or_id: str) -> int | None:
     """The project of that id or name, where the token may see it."""
     by_id = project.c.id == int(name_or_id) if name_or_id.isdecimal() and len(name_or_id) < 16 else None

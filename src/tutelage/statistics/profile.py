@@ -14,17 +14,24 @@ from tutelage.statistics.arrays import Vector
 Matrix = NDArray[np.float64]
 Objective = Callable[[Vector], tuple[float, Vector]]
 """Parameters [D] -> (minus the log likelihood, its gradient [D])."""
+LEAST = 1e-2
+"""Smallest curvature in any direction that a step is scaled by; flatter or falling ones have no step of their own."""
 CLOSE, TRIES = 0.005, 30
 """How near the root of the deviance comes to its target, in standard errors, and how often it is looked for."""
 
 
 def curvature(objective: Objective, fitted: Vector, step: float = 1e-4) -> Matrix:
-    """Second derivatives at `fitted`, by central differences of the gradient  [D, D]."""
+    """Second derivatives at `fitted`, by central differences of the gradient, made positive definite  [D, D].
+
+    With a handful of rows a fit may end on a ridge or a saddle; the intervals then take their scale from the prior's size
+    of curvature, while their ends are still where the likelihood says.
+    """
     columns = []
     for place in np.eye(len(fitted)):
         ahead, behind = (objective(fitted + sign * step * place)[1] for sign in (1, -1))
         columns.append((ahead - behind) / (2 * step))
-    return (np.array(columns) + np.array(columns).T) / 2
+    values, directions = np.linalg.eigh((np.array(columns) + np.array(columns).T) / 2)
+    return (directions * np.maximum(np.abs(values), LEAST)) @ directions.T
 
 
 def profile_interval(

@@ -13,6 +13,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,7 @@ def until(ready: Callable[[], Any], what: str, seconds: float = PATIENCE) -> Any
 class Server:
     """The server's process, its database and the people in it."""
 
-    folder: Path
+    database: str
     port: int
     process: subprocess.Popen[bytes] | None = None
     people: dict[str, int] = field(default_factory=dict)
@@ -66,7 +67,7 @@ class Server:
     def __post_init__(self) -> None:
         from tutelage.feedback.database import open_database
 
-        self.db = open_database(f"sqlite:///{self.folder / 'feedback.db'}")
+        self.db = open_database(self.database)
 
     @property
     def url(self) -> str:
@@ -75,7 +76,7 @@ class Server:
 
     def start(self, die: str | None = None) -> None:
         """Start, and wait until it answers. `die`: see serve.py."""
-        command = [sys.executable, str(HERE / "serve.py"), f"sqlite:///{self.folder / 'feedback.db'}", str(self.port)]
+        command = [sys.executable, str(HERE / "serve.py"), self.database, str(self.port)]
         environment = {**os.environ, "PYTHONPATH": str(SOURCE)}
         self.process = subprocess.Popen([*command, *([die] if die else [])], env=environment)
         until(self.answers, "the server answers", 3 * PATIENCE)
@@ -165,19 +166,43 @@ def items() -> Callable[..., list[Any]]:
     return make
 
 
-@pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """One server for all tests; a test that kills it starts it again."""
+@contextmanager
+def serving(database: str) -> Iterator[Server]:
+    """A server on a database, on a free port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    made = Server(tmp_path_factory.mktemp("server"), port)
+    made = Server(database, port)
     try:
         made.start()
         yield made
     finally:
         made.kill()
         made.db.engine.dispose()
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One server for all tests; a test that kills it starts it again."""
+    with serving(f"sqlite:///{tmp_path_factory.mktemp('server') / 'feedback.db'}") as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def team_server(postgres: str) -> Iterator[Server]:
+    """The same on PostgreSQL."""
+    import psycopg
+
+    with psycopg.connect(f"{postgres}/postgres", autocommit=True) as connection:
+        connection.execute("CREATE DATABASE browser")
+    with serving(f"{postgres}/browser") as made:
+        yield made
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def either(request: pytest.FixtureRequest) -> Server:
+    """A server on each kind of database."""
+    return request.getfixturevalue("server" if request.param == "sqlite" else "team_server")
 
 
 class Person:

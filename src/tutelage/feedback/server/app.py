@@ -12,6 +12,7 @@ from tutelage.feedback.database import Database
 from tutelage.feedback.server import routes_admin, routes_pages, routes_task
 from tutelage.feedback.server.api import programme_api
 from tutelage.feedback.server.policy import check_complete, guard
+from tutelage.feedback.server.quality_pages import QualityPages
 from tutelage.feedback.server.render import PAGES, http_error, invalid
 from tutelage.feedback.server.security import Guarded
 from tutelage.feedback.server.settings import Settings
@@ -20,7 +21,7 @@ from tutelage.feedback.server.settings import Settings
 def create_app(db: Database, settings: Settings) -> Guarded:
     """An ASGI application on an open database. Nothing of it is a module's global: two may run in one process."""
     app = FastAPI(title="tutelage", openapi_url=None, docs_url=None, redoc_url=None, dependencies=[Depends(guard)])
-    app.state.db, app.state.settings = db, settings
+    app.state.db, app.state.settings, app.state.quality = db, settings, QualityPages()
     routers = [module.router for module in (routes_pages, routes_task, routes_admin)]
     check_complete(routers)
     for router in routers:

@@ -14,10 +14,10 @@ from sqlalchemy import Connection, select
 
 from tutelage.feedback.database import Database
 from tutelage.feedback.people import ROLES, Me, Role, may_judge, may_see, seen, who_is
-from tutelage.feedback.schema import annotator, invite
+from tutelage.feedback.schema import annotator, api_token, invite
 from tutelage.feedback.server.settings import Settings
 
-Object = Literal["", "project", "assignment", "invite", "person"]
+Object = Literal["", "project", "assignment", "invite", "person", "program"]
 SAFE = ("GET", "HEAD", "OPTIONS")
 
 
@@ -57,6 +57,7 @@ RULES: dict[str, Rule] = {
     "POST /admin/p/{project}/instructions": Rule(ADMIN, "project"),
     "POST /admin/p/{project}/invite": Rule(ADMIN, "project"),
     "POST /admin/p/{project}/invite/{invite}/revoke": Rule(ADMIN, "invite"),
+    "POST /admin/programs/{program}/revoke": Rule(ADMIN, "program"),
     "POST /admin/people/{person}/link": Rule(ADMIN, "person"),
     "POST /admin/people/{person}/erase": Rule(ADMIN, "person"),
 }
@@ -151,4 +152,5 @@ def _theirs(c: Connection, me: Me, kind: Object, named: dict[str, Any]) -> bool:
             may_see(c, me, ids.get("project", 0))
             and c.execute(select(invite.c.id).where(*of_project)).first() is not None
         )
-    return c.execute(select(annotator.c.id).where(annotator.c.id == ids["person"])).first() is not None
+    of = api_token.c.id if kind == "program" else annotator.c.id
+    return c.execute(select(of).where(of == ids[kind])).first() is not None

@@ -12,7 +12,7 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import RedirectResponse, Response
 from sqlalchemy import select, update
 
-from tutelage.feedback import erasure, overview, people, projects
+from tutelage.feedback import erasure, overview, people, projects, tokens
 from tutelage.feedback.schema import annotator, instructions
 from tutelage.feedback.schema import invite as invite_table
 from tutelage.feedback.server.render import page
@@ -26,13 +26,14 @@ Word = Annotated[str, Form(max_length=100)]
 
 @router.get("/admin")
 def admin(request: Request) -> Response:
-    """admin.html: projects [{id, name, kind, state, done, total, items, annotators}], people (overview.people)."""
+    """admin.html: projects [{id, name, kind, state, done, total, items, annotators}], people, tokens (overview)."""
     db, me = context(request)
     with db.read() as c:
         mine = people.visible(c, me)
         shown = [overview.summary(c, one, me.id) for one in mine]
         found = overview.people(c, [one["id"] for one in mine])
-    return page(request, "admin.html", projects=shown, people=found, can_erase=me.role == "admin")
+        live = overview.tokens(c) if me.role == "admin" else []
+    return page(request, "admin.html", projects=shown, people=found, tokens=live, can_erase=me.role == "admin")
 
 
 @router.get("/admin/p/{project}")
@@ -43,13 +44,12 @@ def admin_project(request: Request, project: int) -> Response:
 
 @router.get("/admin/p/{project}/quality")
 def quality(request: Request, project: int) -> Response:
-    """quality.html: project {id, name}, page (quality_page)."""
-    from tutelage.feedback.quality import quality_page
-
+    """quality.html: project {id, name}, page (quality.quality_page)."""
     db, _ = context(request)
     with db.read() as c:
         one = overview.project_row(c, project)
-    return page(request, "quality.html", project={"id": one["id"], "name": one["name"]}, page=quality_page(db, project))
+    found = request.app.state.quality.page(db, project)
+    return page(request, "quality.html", project={"id": one["id"], "name": one["name"]}, page=found)
 
 
 @router.post("/admin/p/{project}/state")
@@ -104,6 +104,15 @@ def revoke(request: Request, project: int, invite: int) -> Response:
         c.execute(update(invite_table).where(invite_table.c.id == invite).values(uses_left=0))
         projects.log(c, me.id, "revoke invite", {"project": project, "invite": invite})
     return RedirectResponse(f"/admin/p/{project}", 303)
+
+
+@router.post("/admin/programs/{program}/revoke")
+def revoke_api_token(request: Request, program: int) -> Response:
+    """A program's token stops working, at once."""
+    db, me = context(request)
+    with db.write() as c:
+        tokens.revoke_one(c, program, me.id)
+    return RedirectResponse("/admin", 303)
 
 
 @router.post("/admin/people/{person}/link")

@@ -87,8 +87,8 @@ class Guarded:
         extra = dict(HEADERS)
         if self.settings.secure:
             extra["strict-transport-security"] = "max-age=31536000"
-        if not scope["path"].startswith("/static/"):
-            extra["cache-control"] = "no-store"
+        static = scope["path"].startswith("/static/")
+        extra["cache-control"] = "no-cache" if static else "no-store"  # no-cache: kept, and asked about by its ETag
 
         async def answer(message: MutableMapping[str, Any]) -> None:
             if message["type"] == "http.response.start":
