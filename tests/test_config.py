@@ -286,7 +286,7 @@ def test_variables_are_filled_in(tmp_path, monkeypatch):
     path.write_text("data: ['${TUTELAGE_TEST_ROOT}/a=0.5', plain]\nnested: {deep: ['${TUTELAGE_TEST_ROOT}']}\nn: 3\n")
     assert read_yaml(path) == {"data": ["/data/a=0.5", "plain"], "nested": {"deep": ["/data"]}, "n": 3}
     path.write_text("data: ['${TUTELAGE_TEST_NONE}/a']\n")
-    with pytest.raises(ValueError, match=r"r.yaml: \$\{TUTELAGE_TEST_NONE\} is not set"):
+    with pytest.raises(ValueError, match=r"r.yaml: \$\{TUTELAGE_TEST_NONE\} is not set; set it: export [^;]*$"):
         read_yaml(path)
 
 

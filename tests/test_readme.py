@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tutelage.config import read_yaml
+
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
@@ -31,6 +33,20 @@ def test_links_lead_somewhere(page: Path) -> None:
         if not path.exists() or (anchor and anchor not in anchors(path.read_text(encoding="utf-8"))):
             broken.append(target)
     assert broken == []
+
+
+def test_every_file_that_a_recipe_reads_has_a_source() -> None:
+    recipes = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "recipes").glob("*.yaml"))
+    files = set(re.findall(r"\$\{TUTELAGE_DATA\}/([\w./-]+)", recipes))
+    table = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
+    assert len(files) >= 7
+    assert {file for file in files if f"`{file}`" not in table} == set()
+
+
+def test_a_recipe_without_its_data_says_where_to_get_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TUTELAGE_DATA", raising=False)
+    with pytest.raises(ValueError, match=r"export TUTELAGE_DATA=/path/to/data; docs/recipes.md lists the files"):
+        read_yaml(ROOT / "recipes" / "sft.yaml")
 
 
 def library_example() -> str:

@@ -87,7 +87,8 @@ def _expand(value: Any, path: Path) -> Any:
 
     def variable(match: re.Match[str]) -> str:
         if match[1] not in os.environ:
-            raise ValueError(f"{path}: ${{{match[1]}}} is not set; set it, e.g. `export {match[1]}=/path/to/data`")
+            what = "; docs/recipes.md lists the files and where to get them" if match[1] == "TUTELAGE_DATA" else ""
+            raise ValueError(f"{path}: ${{{match[1]}}} is not set; set it: export {match[1]}=/path/to/data{what}")
         return os.environ[match[1]]
 
     return re.sub(r"\$\{(\w+)\}", variable, value)
