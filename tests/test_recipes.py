@@ -45,6 +45,7 @@ EXPECTED = {
     "best-of-n",
     "online-dpo",
     "language-feedback",
+    "exploitability",
 }
 
 each_recipe = pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
@@ -138,13 +139,18 @@ def miniature(recipe: dict[str, Any], model: Path) -> dict[str, Any]:
     small["model"] = str(model)
     for entry in small["stages"].values():
         command = entry["command"]
+        if "limit" in entry:
+            entry["limit"] = 6
+        if "heldout_share" in entry:
+            entry["heldout_share"] = 0.5
         if entry.get("model", "").startswith("builtin:"):
             entry["model"] = str(model)
-        if entry.get("against", "").startswith("builtin:"):
-            entry["against"] = str(model)
+        for other in ("against", "reference"):
+            if entry.get(other, "").startswith("builtin:"):
+                entry[other] = str(model)
         if command in ("sft", "reward", "prefer", "rl"):
             entry |= {"steps": 1, "batch_size": 2, "max_tokens": 4000, "optimization": {"tokens_per_pass": 8192}}
-        if command in ("rl", "evaluate"):
+        if command in ("rl", "evaluate", "sample", "refine"):
             entry["max_new_tokens"] = 4
         if "exam" in entry:
             entry["exam"] |= {"every": 1, "answers": 2, "prompts": 2}
@@ -174,7 +180,9 @@ def use_little_data(recipe: dict[str, Any], folder: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["distill", "sums", "r1", "gsm8k-grpo", "polite-dpo", "sft", "blueprint", "nash"])
+@pytest.mark.parametrize(
+    "name", ["distill", "sums", "r1", "gsm8k-grpo", "polite-dpo", "sft", "blueprint", "nash", "exploitability"]
+)
 def test_every_stage_hands_over_to_the_next(
     name: str, tmp_path: Path, shared_data: Callable[..., Path], tiny: tuple[Any, Any]
 ) -> None:
@@ -192,3 +200,66 @@ def test_every_stage_hands_over_to_the_next(
     assert judged["difference"]["low"] <= judged["difference"]["estimate"] <= judged["difference"]["high"]
     assert exam["prompts"] == 3
     assert exam["kl"]["low"] <= exam["kl"]["estimate"] <= exam["kl"]["high"]
+
+
+SUCCESS: dict[str, tuple[str, str]] = {
+    "ipo": ("only/prefer.json", "accuracy"),
+    "kto": ("only/prefer.json", "auc"),
+    "hh-dpo": ("only/prefer.json", "accuracy"),
+    "hh-reward": ("only/reward.json", "accuracy"),
+    "polite-classifier": ("only/reward.json", "auc"),
+    "outcome-value": ("value/reward.json", "read"),
+    "best-of-n": ("exam/evaluation.json", "judges"),
+    "online-dpo": ("exam/evaluation.json", "judges"),
+    "language-feedback": ("exam/evaluation.json", "judges"),
+}
+"""The file and the key in it that hold a recipe's success number."""
+
+
+def speaker(recipe: Mapping[str, Any], model: Path, folder: Path) -> Path:
+    """A model that has been taught to say to the recipe's prompts the solution (or yes), or two words, and to stop."""
+    from tutelage.stages.sft import Sft
+    from tutelage.stages.sft import main as sft
+
+    sources = {source: None for entry in recipe["stages"].values() for source in entry.get("data", ())}
+    asked = [source for source in sources if source[0] != "@" and not source.startswith("task:sums/sft")]
+    prompts = [record for source in asked for record in load_records(source, "prompt", "error").records]
+    lessons = [(prompt, said) for prompt in prompts for said in (prompt.solution or "yes", "1 2")]
+    rows = [{"prompt": prompt.messages[-1].content, "completion": said} for prompt, said in lessons]
+    write_jsonl(folder / "lessons.jsonl", rows)
+    settings = {"model": str(model), "data": [str(folder / "lessons.jsonl")], "out": str(folder / "speaker")}
+    quick = {"full": True, "steps": 40, "max_tokens": 4000, "optimization": {"learning_rate": 0.01, "save_every": 40}}
+    return sft(build(Sft, {**settings, **quick}, "test")) / "policy"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SUCCESS)
+def test_its_success_number_is_where_it_says(
+    name: str, tmp_path: Path, shared_data: Callable[..., Path], tiny: tuple[Any, Any]
+) -> None:
+    """The recipe on a tiny model and little data, one step a stage, to the number that it is judged by."""
+    from tutelage.models.load import save_policy
+
+    shared_data()
+    save_policy(*tiny, tmp_path / "tiny")
+    recipe = read_yaml(ROOT / "recipes" / f"{name}.yaml")
+    if "stages" not in recipe:
+        model, bad_rows = recipe.pop("model"), recipe.pop("bad_rows")
+        recipe = {"model": model, "bad_rows": bad_rows, "stages": {"only": recipe}}
+    small = miniature(recipe, tmp_path / "tiny")
+    use_little_data(small, tmp_path)
+    if any(entry["command"] == "sample" or entry.get("reward") for entry in small["stages"].values()):
+        spoken = speaker(small, tmp_path / "tiny", tmp_path)
+        small = miniature(small | {"model": str(spoken)}, spoken)
+    run_stages(small, tmp_path / "out", False, name)
+    file, key = SUCCESS[name]
+    comment = (ROOT / "recipes" / f"{name}.yaml").read_text().partition("# Cost")[0]
+    assert Path(file).name in comment
+    number = json.loads((tmp_path / "out" / file).read_text())[key]
+    if key == "judges":
+        ((_, judged),) = number.items()
+        assert "`difference`" in comment
+        number = judged["difference"]
+    if key == "read":
+        number = number["0.75"]["auc"]
+    assert number["low"] <= number["estimate"] <= number["high"]
