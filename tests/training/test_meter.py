@@ -20,7 +20,7 @@ from tutelage.models.logprobs import CausalModel, HeadedModel
 from tutelage.models.lora import frozen_copy
 from tutelage.models.sampling import Decoder, Decoding
 from tutelage.models.tiny import tiny
-from tutelage.records import read_jsonl, user
+from tutelage.records import Answer, read_jsonl, user
 from tutelage.training.limits import Limit
 from tutelage.training.loop import Task, train
 from tutelage.training.meter import MEASURED, Meter
@@ -131,6 +131,15 @@ def test_who_is_counted_when():
         with meter.phase(name):
             assert meter.present(False) is meter.work[name]
             assert meter.present(True) is None
+
+
+def test_what_is_sampled_in_fewer_bits_counts_and_has_no_floor():
+    meter = Meter(Passes(Models()))
+    meter.said([[1, 2]], [[Answer("", (3, 4, 5)), Answer("", (6,))]], exact=False)
+    assert meter.work["sample"].tokens == 4
+    assert meter.step(1).said == []
+    meter.said([[1, 2]], [[Answer("", (3, 4, 5))]])
+    assert meter.step(1).said == [([2], [[3]])]
 
 
 def test_more_answers_of_the_same_prompt_cost_only_their_own_tokens():

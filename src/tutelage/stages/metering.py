@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -55,11 +56,12 @@ def keep_machine(folder: Path, found: Machine) -> None:
 
 
 def metered(task: Task, meter: Meter) -> Task:
-    """The task whose source tells the meter what the policy says; a sampler that runs elsewhere is not this machine's."""
+    """The task whose source tells the meter what the policy says."""
     source: Any = task.draw
-    if isinstance(source, RolloutSource | MixedSource) and isinstance(source.sampler, Decoder):
-        return replace(task, draw=replace(source, said=meter.said))
-    return task
+    if not isinstance(source, RolloutSource | MixedSource):
+        return task
+    exact = isinstance(source.sampler, Decoder) and source.sampler.precision == "exact"
+    return replace(task, draw=replace(source, said=partial(meter.said, exact=exact)))
 
 
 def scorers_of(rewards: Combined) -> tuple[nn.Module, ...]:

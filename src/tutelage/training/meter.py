@@ -63,10 +63,14 @@ class Meter:
         work.tokens += tokens
         work.labels += labels
 
-    def said(self, prompts: Sequence[Sequence[int]], groups: Sequence[Sequence[Answer]]) -> None:
-        """Answers [P][G] that the policy gave to prompts (as token ids)."""
+    def said(self, prompts: Sequence[Sequence[int]], groups: Sequence[Sequence[Answer]], *, exact: bool = True) -> None:
+        """Answers [P][G] that the policy gave to prompts (as token ids).
+
+        Where it was not `exact` (a sampler in fewer bits, or on another machine) they count and have no floor.
+        """
         lengths = [[len(answer.tokens) for answer in group] for group in groups]
-        self._said.append(([len(prompt) for prompt in prompts], lengths))
+        if exact:
+            self._said.append(([len(prompt) for prompt in prompts], lengths))
         self._of("sample").tokens += sum(map(sum, lengths))
 
     def finish(self, drawn: Mapping[str, float], updates: int) -> dict[str, float]:
