@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
@@ -143,10 +144,15 @@ def _once(row: Row, source: Source, work: Work, variant: Variant, bar: Bar) -> d
         with _rival(row, source, work, _Setting(variant.settings, variant.environment)) as peer:
             unit = peer.unit()
     except WorkerError as error:
-        return {**_described(variant), "failed": str(error).splitlines()[-1].replace(str(ROOT), ".")}
+        return {**_described(variant), "failed": last_words(error)}
     finally:
         bar.advance()
     return {**_described(variant), "seconds": unit["seconds"], "peak_mb": unit["peak_mb"]}
+
+
+def last_words(error: Exception) -> str:
+    """The last line of an error, without the folders of this machine."""
+    return re.sub(r"/(?:[\w.+-]+/)+", "", str(error).splitlines()[-1])
 
 
 def fastest(tried: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:

@@ -15,7 +15,7 @@ import speed_growth
 import speed_ours
 from speed_data import Source
 from speed_growth import straightness
-from speed_measure import agreement, check_ours, fastest, summary
+from speed_measure import agreement, check_ours, fastest, last_words, summary
 from speed_process import Local, Peer
 from speed_replay import Replay, check, generate
 from speed_report import verdict, write_report
@@ -170,6 +170,11 @@ def test_the_rival_is_the_fastest_that_runs() -> None:
     assert fastest(tried) == tried[2]
     with pytest.raises(RuntimeError, match="no compiler"):
         fastest(tried[1:2])
+
+
+def test_an_error_keeps_no_folder_of_the_machine() -> None:
+    error = RuntimeError("f ended without an answer\nImportError: cannot open /a/b.c/lib-1.so.6: No such file 1/2")
+    assert last_words(error) == "ImportError: cannot open lib-1.so.6: No such file 1/2"
 
 
 def test_verdicts_by_hand() -> None:
