@@ -8,9 +8,10 @@ from torch.autograd import gradcheck
 from torch.testing import assert_close
 
 from tutelage.data.batch import sequences
-from tutelage.models import logprobs
+from tutelage.models import label_head
 from tutelage.models.heads import new_scalar_model
-from tutelage.models.logprobs import CausalModel, HeadedModel, _LabelHead, _plain_head, head_of, label_logprobs
+from tutelage.models.label_head import _LabelHead, _plain_head, head_of, label_logprobs
+from tutelage.models.logprobs import CausalModel, HeadedModel
 from tutelage.models.lora import LoRA, add_lora, reference_mode
 from tutelage.models.tiny import tiny
 
@@ -40,7 +41,7 @@ def plain(h, w, y, temperature):
 @pytest.mark.parametrize("temperature", [0.6, 1.0, 1.3])
 def test_fused_is_plain(chunk, temperature, monkeypatch):
     """Values and both gradients, for upstream gradients into log p, into the entropy and into both."""
-    monkeypatch.setattr(logprobs, "CHUNK", chunk)
+    monkeypatch.setattr(label_head, "CHUNK", chunk)
     h, w, y = inputs()
     up = torch.randn(2, len(y), generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     for a, b in ((1.0, 0.0), (0.0, 1.0), (1.0, 1.0)):
@@ -59,6 +60,27 @@ def test_gradcheck(temperature):
     assert gradcheck(lambda h, w: _LabelHead.apply(h, w, y, temperature), (h, w))
 
 
+@pytest.mark.parametrize("temperature", [0.6, 1.0, torch.tensor([0.5, 0.7, 1.0, 1.3, 2.0, 0.9, 1.1]).double()])
+def test_a_frozen_head_makes_its_gradient_in_forward(temperature, monkeypatch):
+    """Its logits are made once for log p; the entropy's gradient needs them again. Temperatures of rows too."""
+    monkeypatch.setattr(label_head, "CHUNK", 3)
+    h, w, y = inputs()
+    w, rows = w.detach(), torch.as_tensor(temperature, dtype=torch.float64).expand(len(y))[:, None]
+    up = torch.randn(2, len(y), generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    made = []
+    cooled = label_head._cooled
+    monkeypatch.setattr(label_head, "_cooled", lambda x, *more: made.append(x.shape) or cooled(x, *more))
+    for a, b, again in ((1.0, 0.0, 0), (0.0, 1.0, 3), (1.0, 1.0, 3)):
+        exact = torch.autograd.grad(
+            (a * up[0] * plain(h, w, y, rows)[0] + b * up[1] * plain(h, w, y, rows)[1]).sum(), h
+        )
+        logp, entropy = _LabelHead.apply(h, w, y, temperature)
+        made.clear()
+        loss = (a * up[0] * logp).sum() if not b else (a * up[0] * logp + b * up[1] * entropy).sum()
+        assert_close(torch.autograd.grad(loss, h), exact, atol=1e-12, rtol=1e-12)
+        assert sum(shape[1] == len(w) for shape in made) == 2 * again, "logits and their slope, chunk by chunk"
+
+
 def test_gradients_into_one_side_only():
     """A frozen head gets none, and frozen hidden states get none."""
     h, w, y = inputs()
@@ -70,7 +92,7 @@ def test_gradients_into_one_side_only():
 
 
 def test_more_labels_than_a_chunk():
-    h, w, y = inputs(labels=logprobs.CHUNK + 88, hidden=4, vocabulary=9)
+    h, w, y = inputs(labels=label_head.CHUNK + 88, hidden=4, vocabulary=9)
     for fused, exact in zip(_LabelHead.apply(h, w, y, 0.8), plain(h, w, y, 0.8), strict=True):
         assert_close(fused, exact)
 
@@ -88,7 +110,7 @@ def test_by_hand():
 @pytest.mark.parametrize("chunk", [3, 512])
 def test_any_other_head_is_plain_too(chunk, monkeypatch):
     """The path of biased or soft-capped heads; it stays in float64."""
-    monkeypatch.setattr(logprobs, "CHUNK", chunk)
+    monkeypatch.setattr(label_head, "CHUNK", chunk)
     h, w, y = inputs()
     found = []
     for logp, entropy in (_plain_head(lambda x: x @ w.T, h, y, 0.7), plain(h, w, y, 0.7)):

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from transformers.models.llama.modeling_llama import rotate_half
 
 from tutelage.models.attention import Look
-from tutelage.models.logprobs import exact, head_of, plain_weight
+from tutelage.models.label_head import exact, head_of, plain_weight
 from tutelage.models.lora import merged_weight
 from tutelage.models.packing import backbone_of, packed_attention, windowed
 from tutelage.models.rough import Precision, rough_affine

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from tutelage.data.batch import Sequences
-from tutelage.models.logprobs import CausalModel, at_rows, drawn_at, exact, forward_hidden, head_of, in_pieces
+from tutelage.models.label_head import at_rows, exact, head_of
+from tutelage.models.logprobs import CausalModel, drawn_at, forward_hidden, in_pieces
 
 PIECE = 128
 """Tokens whose logits exist at the same time, and several tensors like them: 128 x 49,152 x 4 B = 24 MiB each."""
