@@ -146,24 +146,13 @@ def _report(args: list[str]) -> int:
 
 
 def settle_process() -> None:
-    """Before torch loads: no telemetry, quiet libraries, and an allocator that keeps its pages.
+    """Before torch loads: no telemetry, quiet libraries, and an allocator that keeps its pages."""
+    from tutelage.memory import keep_pages
 
-    Training allocates the same large buffers again and again; glibc gives each back to the system and faults it in anew,
-    which measured 10 to 15 % of a training step on a CPU.
-    """
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    if sys.platform == "linux":
-        import ctypes
-
-        try:
-            set_option = ctypes.CDLL("libc.so.6").mallopt
-        except (OSError, AttributeError):  # not glibc
-            return
-        mmap_max, trim_threshold, top_pad = -4, -1, -2
-        done = [set_option(mmap_max, 0), set_option(trim_threshold, 2**31 - 1), set_option(top_pad, 256 << 20)]
-        os.environ["TUTELAGE_ALLOCATOR"] = "glibc, freed pages kept" if all(done) else "glibc"
+    keep_pages()
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from tutelage.memory import NOTE
 from tutelage.models import hardware
 from tutelage.models.hardware import (
     Machine,
@@ -96,5 +97,5 @@ def test_the_allocator_is_the_preloaded_one_or_what_the_command_set_up(monkeypat
     monkeypatch.setenv("LD_PRELOAD", "/usr/lib/libjemalloc.so.2")
     assert allocator(CPU) == "jemalloc"
     monkeypatch.delenv("LD_PRELOAD")
-    monkeypatch.setenv(hardware.ALLOCATOR, "glibc, freed pages kept")
+    monkeypatch.setenv(NOTE, "glibc, freed pages kept")
     assert allocator(CPU) == "glibc, freed pages kept"

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from tutelage.memory import NOTE
 from tutelage.models.gemm import Gemm, multiplying, rounding
 
 SECONDS = 0.15
@@ -22,8 +23,6 @@ SECONDS = 0.15
 PRODUCTS = {"cpu": ((512,) * 3, (1024,) * 3), "other": ((4096,) * 3, (8192,) * 3)}
 """Shapes [n, k] x [k, m] that are tried; the best one counts."""
 L3 = Path("/sys/devices/system/cpu/cpu0/cache/index3/size")
-ALLOCATOR = "TUTELAGE_ALLOCATOR"
-"""Environment variable in which the command line notes how it set the allocator up (`cli.settle_process`)."""
 
 
 @dataclass(frozen=True)
@@ -193,4 +192,4 @@ def allocator(device: torch.device) -> str:
     if device.type == "cuda":
         return f"torch {torch.cuda.get_allocator_backend()}"
     preloaded = [name for name in ("jemalloc", "tcmalloc", "mimalloc") if name in os.environ.get("LD_PRELOAD", "")]
-    return preloaded[0] if preloaded else os.environ.get(ALLOCATOR) or platform.libc_ver()[0] or "system"
+    return preloaded[0] if preloaded else os.environ.get(NOTE) or platform.libc_ver()[0] or "system"

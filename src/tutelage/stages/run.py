@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from tutelage.config import config, dump, parse, read_yaml
 from tutelage.console import say, stage
+from tutelage.memory import release
 from tutelage.stages.recipe import COMMANDS, Stage, in_use, plan, settings_of
 from tutelage.training.files import clear_disk_errors, write_whole
 from tutelage.training.interrupt import Interrupted
@@ -190,8 +191,11 @@ def execute(command: str, cfg: Any) -> Any:
     from tutelage.models.load import choose_device
 
     gemm = choose_gemm(cfg.gemm, choose_device(cfg.device))
-    with multiplying(gemm):
-        return main(replace(cfg, gemm=gemm))
+    try:
+        with multiplying(gemm):
+            return main(replace(cfg, gemm=gemm))
+    finally:
+        release()
 
 
 def _folder(cfg: Recipe, name: str) -> Path:
