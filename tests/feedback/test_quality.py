@@ -239,3 +239,25 @@ def test_charts_are_svg_that_escapes_names() -> None:
     # 0.5 of the axis from 190 to 544 is 367
     assert 'cx="367.0"' in drawn[0]
     assert 'class="bad"' in drawn[0]
+
+
+def test_somebody_alone_is_told_what_is_known_and_what_is_not() -> None:
+    """Twenty pairs by one person, three of them against what the data preferred: no figure pretends to be agreement."""
+    judgments = []
+    for i in range(20):
+        answers = (Answer(f"one {i}"), Answer(f"another {i}"))
+        one = Item(i, "preference", user(f"question {i}"), answers, {}, earlier="second" if i % 2 else "first")
+        shown = (1, 0) if i % 3 else (0, 1)
+        better = (i % 2) if i >= 3 else 1 - i % 2
+        judgments.append(Judgment(i, one, "ann", {"choice": ("first", "second")[shown.index(better)]}, shown))
+    labels = Labels("alone", "preference", tuple(judgments), {"ann": Person("ann", "Ann")}, {})
+    page = quality_of(labels, np.random.default_rng(0), draws=100)
+    tiles = {each["label"]: each for each in page["tiles"]}
+    assert tiles["Same as the data"]["value"] == "85%"  # 17 of 20
+    assert page["summary"].startswith("Project 'alone', task preference, 1 judgment asked for each item.")
+    titles = [each["title"] for each in page["sections"]]
+    assert titles == ["Agreement between annotators", "Annotators", "Side and length", "Effort"]
+    assert "No pair was judged by two people" in page["sections"][0]["text"]
+    mute = [replace(one, item=replace(one.item, earlier=None)) for one in judgments]
+    silent = quality_of(replace(labels, judgments=tuple(mute)), np.random.default_rng(0), draws=100)
+    assert "Same as the data" not in {each["label"] for each in silent["tiles"]}

@@ -343,3 +343,30 @@ def test_from_a_file_to_the_browser_and_on_after_a_stop(tmp_path: Path, run: Any
     process.terminate()
     assert process.wait(30) == 0
     assert len(list((tmp_path / database[2] / "backups").iterdir())) == 2, "also when the system stops it"
+
+
+def test_what_the_data_preferred_is_kept_on_the_server_and_read_back(tmp_path: Path) -> None:
+    from tutelage.feedback.database import open_database
+    from tutelage.feedback.label_store import _items
+    from tutelage.feedback.projects import Project, add_items, create_project
+    from tutelage.feedback.schema import project
+    from tutelage.stages.collect_rows import read_groups, to_items
+
+    data = tmp_path / "pairs.jsonl"
+    rows = [
+        {"prompt": "a", "chosen": "yes", "rejected": "no"},
+        {"prompt": "b", "responses": ["one", "two"]},
+        {"prompt": "c", "chosen": "x", "rejected": "y", "preference": 0.5},
+    ]
+    made = []
+    for row in rows:
+        data.write_text(json.dumps(row) + "\n")
+        made += to_items(read_groups([str(data)], "error", None), "preference")[0]
+    db = open_database(f"sqlite:///{tmp_path / 'feedback.db'}")
+    with db.write() as c:
+        number = create_project(c, Project("pairs", "preference"))
+        add_items(c, number, made)
+        found = _items(c, c.execute(project.select().where(project.c.id == number)).mappings().one())
+    db.close()
+    assert [one.earlier for one in found.values()] == ["first", None, None]
+    assert [a.author for one in found.values() for a in one.answers] == [""] * 6

@@ -19,6 +19,8 @@ SIZES: dict[Task, tuple[int, int]] = {
     "demonstration": (0, 0),
 }
 """How many responses an item of each task has, from and to."""
+EARLIER, PREFERRED = "earlier", "preferred"
+"""Key and value in the `origin` of the answer that a comparison in the data calls the better one."""
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,8 @@ class Item:
     """The right payload in canonical order, where it is known."""
     repeat_of: int | None = None
     policy_step: int | None = None
+    earlier: Said | None = None
+    """Of two answers, the one that the data said was preferred."""
 
     @property
     def root(self) -> str:

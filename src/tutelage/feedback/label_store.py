@@ -7,7 +7,8 @@ from typing import Any
 
 from sqlalchemy import Connection, RowMapping, func, select
 
-from tutelage.feedback.judgments import Item, Judgment, Labels, Person
+from tutelage.feedback.items import EARLIER, PREFERRED
+from tutelage.feedback.judgments import Item, Judgment, Labels, Person, Said
 from tutelage.feedback.label_imports import UNKNOWN_ORDER
 from tutelage.feedback.schema import (
     annotator,
@@ -68,7 +69,9 @@ def _items(c: Connection, one: RowMapping) -> dict[int, Item]:
     mine = select(prompt).where(prompt.c.project_id == one["id"])
     prompts = {row["id"]: _prompt(row) for row in c.execute(mine).mappings()}
     said = select(response).join(prompt, prompt.c.id == response.c.prompt_id).where(prompt.c.project_id == one["id"])
-    answers = {row["id"]: _answer(row) for row in c.execute(said).mappings()}
+    found = c.execute(said).mappings().all()
+    answers = {row["id"]: _answer(row) for row in found}
+    preferred = {row["id"] for row in found if row["origin"].get(EARLIER) == PREFERRED}
     rows = c.execute(select(item).where(item.c.project_id == one["id"])).mappings()
     return {
         row["id"]: Item(
@@ -80,9 +83,14 @@ def _items(c: Connection, one: RowMapping) -> dict[int, Item]:
             row["check_answer"],
             row["repeat_of"],
             row["policy_step"],
+            _earlier([i in preferred for i in row["responses"]]),
         )
         for row in rows
     }
+
+
+def _earlier(preferred: list[bool]) -> Said | None:
+    return "first" if preferred == [True, False] else "second" if preferred == [False, True] else None
 
 
 def _prompt(row: RowMapping) -> Prompt:

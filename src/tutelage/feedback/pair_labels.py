@@ -37,6 +37,8 @@ class PairLabel:
     truth: Said | None = None
     """The known answer of a check item."""
     item: int = 0
+    earlier: Said | None = None
+    """What the data said of the pair before anybody judged it here."""
 
     @property
     def outcome(self) -> float:
@@ -172,4 +174,5 @@ def _pair_label(one: Judgment, i: int, j: int, said: Said) -> PairLabel:
         int(one.payload.get("strength") or 0),
         truth=TURNED[truth] if truth and turned else truth,
         item=one.item.id,
+        earlier=TURNED[one.item.earlier] if turned and one.item.earlier else one.item.earlier,
     )

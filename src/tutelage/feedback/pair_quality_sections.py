@@ -16,8 +16,10 @@ Named = dict[str, str]
 
 
 def pair_sections(quality: PairQuality, labels: Labels) -> list[dict[str, Any]]:
-    """The sections, in the order of the page."""
+    """The sections, in the order of the page; those that compare people only where two judged the same pair."""
     names = names_of(labels)
+    if not quality.shared:
+        return [_people(quality, names), _biases(quality, names)]
     return [
         _experts(quality, names),
         _people(quality, names),

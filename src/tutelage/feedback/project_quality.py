@@ -9,7 +9,7 @@ from typing import cast
 
 import numpy as np
 
-from tutelage.feedback.annotator_quality import Agreement, AnnotatorQuality, annotator_quality, expert_agreement
+from tutelage.feedback.annotator_quality import Agreement, AnnotatorQuality, annotator_quality, expert_agreement, share
 from tutelage.feedback.judgments import Judgment, Labels
 from tutelage.feedback.pair_labels import PairLabel, by_annotator, by_unit, pair_labels
 from tutelage.statistics import (
@@ -75,8 +75,15 @@ class PairQuality:
     repeat_ceiling: float | None
     """The same from people's agreement with themselves: above it not even the same person would agree."""
     queue: Sequence[Again]
+    earlier: Interval | None
+    """Share of decided pairs where the annotator prefers what the data preferred."""
     versions: Mapping[int, tuple[int, Interval | None]]
     """Instructions version -> (labels, agreement of two people who both read it)."""
+
+    @property
+    def shared(self) -> bool:
+        """Whether any pair was judged by two people: without one nothing is known of agreement."""
+        return any(len({label.annotator for label in unit}) > 1 for unit in self.units.values())
 
 
 def pair_quality(labels: Labels, rng: np.random.Generator, draws: int = 1000) -> PairQuality | None:
@@ -110,6 +117,7 @@ def pair_quality(labels: Labels, rng: np.random.Generator, draws: int = 1000) ->
         decided and label_ceiling(decided.estimate),
         None if again is None else label_ceiling(again),
         adjudication_queue(units, experts),
+        share([(float(x.said == x.earlier), x.prompt) for x in first if x.decided and x.earlier is not None]),
         _by_version(first),
     )
 

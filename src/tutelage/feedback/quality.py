@@ -15,7 +15,7 @@ from tutelage.feedback.label_store import read_labels
 from tutelage.feedback.pair_quality_sections import pair_sections
 from tutelage.feedback.project_quality import Coefficients, PairQuality, pair_quality
 from tutelage.feedback.score_quality import ScoreQuality, Scorer, score_quality
-from tutelage.feedback.wording import cell, names_of, section, standing_text, tile
+from tutelage.feedback.wording import cell, count_of, names_of, section, standing_text, tile
 from tutelage.statistics import needed_for_half_width
 
 METRICS = {
@@ -46,7 +46,8 @@ def quality_of(labels: Labels, rng: np.random.Generator, draws: int = 1000) -> d
     sections = []
     if pairs is not None:
         tiles += _pair_tiles(pairs)
-        sections += [_coefficients(pairs.coefficients, labels), *pair_sections(pairs, labels)]
+        sections += [_coefficients(pairs.coefficients, labels)] if pairs.shared else [_alone()]
+        sections += pair_sections(pairs, labels)
     if scores is not None:
         tiles += _score_tiles(scores)
         sections += [_coefficients(scores.coefficients, labels), _scorers(scores.people, labels)]
@@ -56,7 +57,9 @@ def quality_of(labels: Labels, rng: np.random.Generator, draws: int = 1000) -> d
 
 def _summary(labels: Labels, pairs: PairQuality | None) -> str:
     late = sum(one.late for one in labels.judgments)
-    text = f"Project {labels.project!r}, task {labels.kind}, {labels.overlap} judgments asked for each item."
+    text = (
+        f"Project {labels.project!r}, task {labels.kind}, {count_of(labels.overlap, 'judgment')} asked for each item."
+    )
     text += f" {late} came after the item had enough; they count." if late else ""
     if pairs is not None and pairs.ceiling is not None:
         text += (
@@ -78,6 +81,9 @@ def _pair_tiles(quality: PairQuality) -> list[dict[str, Any]]:
         tiles.append(tile("Alpha", f"{alpha.estimate:.2f}", f"Krippendorff, nominal, {cell(alpha)}"))
     if (experts := quality.experts.decided) is not None:
         tiles.append(tile("Agreement with experts", f"{experts.estimate:.0%}", f"ties left out, {cell(experts)}"))
+    if quality.earlier is not None:
+        note = f"the answer that the data calls better, {cell(quality.earlier)}"
+        tiles.append(tile("Same as the data", f"{quality.earlier.estimate:.0%}", note))
     if quality.ceiling is not None:
         note = "upper bound from agreement between people"
         if quality.repeat_ceiling is not None:
@@ -95,6 +101,14 @@ def _score_tiles(quality: ScoreQuality) -> list[dict[str, Any]]:
         tile("Two people rate the same", f"{found.pairwise.estimate:.0%}", cell(found.pairwise)),
         tile("Alpha", f"{alpha.estimate:.2f}", f"Krippendorff, ordinal, {cell(alpha)}"),
     ]
+
+
+def _alone() -> dict[str, Any]:
+    text = (
+        "No pair was judged by two people, so nothing is known of agreement, reliability or drift. Invite somebody and ask"
+        " for --overlap 2, or mix in pairs with a known answer (--check-items)."
+    )
+    return section("Agreement between annotators", text, "", [], [])
 
 
 def _coefficients(found: Coefficients, labels: Labels) -> dict[str, Any]:

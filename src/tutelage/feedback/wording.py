@@ -21,6 +21,11 @@ def cell(value: Interval | float | None, digits: int = 2) -> str:
     return f"{value:.{digits}f}"
 
 
+def count_of(number: int, thing: str) -> str:
+    """`1 judgment`, `2 judgments`."""
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
+
+
 def names_of(labels: Labels) -> dict[str, str]:
     """What people are called on the pages: names, made different where two are equal."""
     names = {key: person.name or key for key, person in labels.people.items()}

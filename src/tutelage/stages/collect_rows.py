@@ -15,7 +15,7 @@ from typing import Any
 from tutelage.data.fields import asked, optional_text, short, text
 from tutelage.data.files import Found, find, read_file
 from tutelage.data.readers import BadRows, load_records
-from tutelage.feedback.items import SIZES, NewItem, NewResponse
+from tutelage.feedback.items import EARLIER, PREFERRED, SIZES, NewItem, NewResponse
 from tutelage.feedback.payloads import Task
 from tutelage.feedback.tasks import MEDIA_TYPES, safe_path
 from tutelage.records import Answer, AnswerGroup, Comparison, Demonstration, Document, Prompt, Rating
@@ -126,7 +126,11 @@ def _of_record(record: Any, source: str) -> Group:
         return Group(record.prompt, tuple(map(_answer, record.answers)))
     if isinstance(record, Comparison):
         known = {1.0: "first", 0.0: "second", 0.5: "tie"}.get(record.preference)
-        return Group(record.prompt, (_answer(record.chosen), _answer(record.rejected)), known=known)
+        answers = [_answer(record.chosen), _answer(record.rejected)]
+        if known in ("first", "second"):
+            better = ("first", "second").index(known)
+            answers[better] = replace(answers[better], origin=answers[better].origin | {EARLIER: PREFERRED})
+        return Group(record.prompt, tuple(answers), known=known)
     if isinstance(record, Rating):
         return Group(record.prompt, (_answer(record.answer),), known=record.score)
     if isinstance(record, Demonstration):
