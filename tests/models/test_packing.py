@@ -53,6 +53,50 @@ def test_pack_by_hand():
     assert packed.last.tolist() == [3, 6, 4]
 
 
+TURNS = sequences(
+    [(5, 6), (5, 6, 20, 21, 9), (5, 6, 20, 21, 9, 30, 7, 8), (5, 6, 40), (11,), (5, 7)],
+    [0, 0, 1, 1, 2, 3, 4, 5, 2],
+    [[20, 21], [40], [30, 31], [30], [50, 51, 52], [60], [12, 13], [20, 21], []],
+    [[True, True], [True], [True, False], [True], [True] * 3, [True], [True] * 2, [True] * 2, []],
+)
+"""A dialogue of three turns with other answers on the way, one whose next turn adds nothing to an answer, two strangers."""
+
+
+def test_turns_of_a_dialogue_are_a_tree_by_hand():
+    """Prompt 1 goes on after row 0 by one token, prompt 2 after row 3 by two, prompt 3 is prompt 0 and row 1."""
+    packed = pack(TURNS)
+    assert [(s.start, s.stop, s.answers, s.parents) for s in packed.spans] == [
+        (0, 15, (2, 1, 1, 1, 2, 1, 2, 3), (0, 0, 2, 1, 4, 4, 6, 7)),
+        (15, 18, (2,), ()),
+        (18, 22, (2,), ()),
+    ]
+    line = packed.input_ids[0].tolist()
+    assert line[:15] == [5, 6, 20, 21, 40, 60, 9, 30, 31, 30, 7, 8, 50, 51, 52]
+    assert packed.positions[0, :15].tolist() == [0, 1, 2, 3, 2, 3, 4, 5, 6, 5, 6, 7, 8, 9, 10]
+    assert packed.before[4].tolist() == [11, 12, 13]
+    assert packed.before[5].tolist()[:1] == [4], "right behind the answer that it goes on from"
+    assert packed.last.tolist() == [3, 4, 8, 9, 14, 5, 17, 21, 11]
+
+
+@pytest.mark.parametrize("window", [None, 3])
+def test_turns_of_a_dialogue_are_computed_once_and_exactly(window, nothing_rounds):
+    model = random_model(MistralConfig(**SMALL, sliding_window=window)).double()
+    seen: list[int] = []
+    layer = backbone_of(model).layers[0].mlp.up_proj
+    layer.register_forward_hook(lambda _, args, out: seen.append(out[..., 0].numel()))
+    found = []
+    for plain in (False, True):
+        model.zero_grad()
+        logp = CausalModel(model, 0.7, plain=plain).logprobs(TURNS)
+        (logp * torch.arange(1, 4)).sum().backward()
+        found.append([logp.detach(), *(p.grad.clone() for p in model.parameters() if p.grad is not None)])
+    for packed, plain in zip(*found, strict=True):
+        assert (packed - plain).abs().max() <= 1e-10 * max(1.0, float(plain.abs().max()))
+    assert seen == [15 + 3 + 4, 9 * (8 + 3)]
+    with torch.no_grad():
+        assert_close(found[0][0], row_by_row(model, TURNS, 0.7), atol=1e-10, rtol=0)
+
+
 def test_an_empty_answer_is_read_at_the_end_of_its_prompt():
     packed = pack(sequences([(5, 6)], [0, 0, 0], [[], [20], []]))
     assert packed.last.tolist() == [1, 2, 1]

@@ -30,11 +30,16 @@ class Look:
 
 @dataclass(frozen=True)
 class Span:
-    """Tokens start..stop on the line: a prompt, then answers to it of the given lengths; without any, one sequence."""
+    """Tokens start..stop on the line: a prompt, then answers to it of the given lengths; without any, one sequence.
+
+    With `parents` they are a tree: answer n goes on from piece `parents[n]` (0: the prompt, n: the n-th answer), as a later
+    turn of a dialogue does from an earlier answer.
+    """
 
     start: int
     stop: int
     answers: tuple[int, ...] = ()
+    parents: tuple[int, ...] = ()
     _masks: dict[tuple[int | None, torch.dtype], Tensor | None] = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -50,7 +55,7 @@ class Span:
     @property
     def split(self) -> bool:
         """Whether the answers run side by side, padded to the longest, rather than in one square of scores."""
-        if len(self.answers) < 2:
+        if len(self.answers) < 2 or self.parents:
             return False
         longest = max(self.answers)
         beside = self.prompt**2 + len(self.answers) * longest * (self.prompt + longest)
@@ -74,7 +79,7 @@ class Span:
         if self.split:
             seen = _causal(max(self.answers), self.prompt + max(self.answers), window)
         elif len(self.answers) > 1:
-            seen = group_sight(self.prompt, self.answers, window)
+            seen = group_sight(self.prompt, self.answers, window, self.parents)
         elif window is not None and window < self.tokens:
             seen = _causal(self.tokens, self.tokens, window)
         else:
@@ -82,12 +87,19 @@ class Span:
         return torch.zeros(seen.shape, dtype=like.dtype).masked_fill_(~seen, float("-inf")).to(like.device)
 
 
-def group_sight(prompt: int, answers: Sequence[int], window: int | None = None) -> Bool[Tensor, "n n"]:
-    """Row i sees column j: j is not later, of the prompt or the same answer, and less than `window` places back."""
-    owner = torch.repeat_interleave(torch.arange(len(answers) + 1), torch.tensor([prompt, *answers]))
-    place = torch.cat([torch.arange(prompt), *(torch.arange(prompt, prompt + n) for n in answers)])
+def group_sight(
+    prompt: int, answers: Sequence[int], window: int | None = None, parents: Sequence[int] = ()
+) -> Bool[Tensor, "n n"]:
+    """Row i sees column j: j is not later, of the same answer or what it goes on from, and less than `window` places back."""
+    sizes, first = [prompt, *answers], [0]
+    line = torch.eye(len(sizes), dtype=torch.bool)  # piece i goes on, at first or second hand, from piece j
+    for piece, parent in enumerate(parents or [0] * len(answers), start=1):
+        line[piece] |= line[parent]
+        first.append(first[parent] + sizes[parent])
+    owner = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
+    place = torch.cat([torch.arange(start, start + size) for start, size in zip(first, sizes, strict=True)])
     order = torch.arange(len(owner))
-    sight = (order[None, :] <= order[:, None]) & ((owner[None, :] == 0) | (owner[None, :] == owner[:, None]))
+    sight = (order[None, :] <= order[:, None]) & line[owner][:, owner]
     return sight if window is None else sight & (place[None, :] > place[:, None] - window)
 
 

@@ -19,6 +19,7 @@ from transformers import AttentionInterface, PretrainedConfig, PreTrainedModel
 
 from tutelage.data.batch import Rows, Sequences, row_keys
 from tutelage.models.attention import Look, Span, attend_spans
+from tutelage.models.line import Line, Piece, continuations
 
 ATTENTION = "tutelage_packed"
 
@@ -43,31 +44,25 @@ class Packed:
 
 
 def pack(batch: Sequences) -> Packed:
-    """Lay a batch out on one line, rows of the same prompt together."""
-    device = batch.tokens.device
-    lengths, tokens, prompt_of = batch.lengths.tolist(), batch.tokens.tolist(), batch.prompt_of.tolist()
+    """Lay a batch out on one line, rows of the same prompt together, and what goes on after a row behind it, once."""
     members: dict[int, list[int]] = {}
-    for row, prompt in enumerate(prompt_of):
+    for row, prompt in enumerate(batch.prompt_of.tolist()):
         members.setdefault(prompt, []).append(row)
-    ids: list[int] = []
-    positions: list[int] = []
-    spans: list[Span] = []
-    before = torch.zeros(batch.tokens.shape, dtype=torch.long)
-    last = torch.zeros(len(lengths), dtype=torch.long)
-    for prompt, rows in members.items():
-        start, head = len(ids), batch.prompts.tokens[prompt]
-        ids.extend(head)
-        positions.extend(range(len(head)))
-        for row in rows:
-            first, length = len(ids), lengths[row]
-            ids.extend(tokens[row][:length])
-            positions.extend(range(len(head), len(head) + length))
-            before[row, :length] = torch.arange(first - 1, first + length - 1)
-            before[row, :1] = start + len(head) - 1
-            last[row] = first + length - 1 if length else start + len(head) - 1
-        spans.append(Span(start, len(ids), tuple(lengths[row] for row in rows if lengths[row])))
-    line = torch.tensor([ids, positions], device=device)
-    return Packed(line[:1], line[1:], tuple(spans), before.to(device), last.to(device))
+    after = continuations(batch, members)
+    line = Line(batch)
+    for prompt in members:
+        if prompt in after:
+            continue  # it comes behind the row that it goes on from
+        line.begin()
+        waiting: list[tuple[int, Piece | None]] = [(prompt, None)]
+        while waiting:
+            one, parent = waiting.pop()
+            pieces = line.group(one, parent, members[one])
+            waiting += [(later, pieces[row]) for later, row in after.items() if row in pieces]
+        line.end()
+    device = batch.tokens.device
+    laid = torch.tensor([line.ids, line.positions], device=device)
+    return Packed(laid[:1], laid[1:], tuple(line.spans), line.before.to(device), line.last.to(device))
 
 
 def _packed_attention(
