@@ -27,6 +27,7 @@ from tutelage.training.files import write_whole
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "learning"
+PAGES = ROOT / "docs" / "algorithms"
 SEEDS = (1, 2, 3)
 """Those of the table. The settings of learning_rows.py were chosen on seed 0."""
 
@@ -42,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     for row in [row for row in ROWS if row.name in given.only and not given.report]:
         run_row(row, given.results, redo=given.redo)
-    write_report(given.results, known)
+    write_report(given.results, known, PAGES if given.results == RESULTS else None)
     return 0
 
 

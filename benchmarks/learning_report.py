@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from learning_pages import draw, draw_pages, write_sections
 from tutelage.statistics import Interval, paired_difference
 
 HEAD = """# Learning table
@@ -21,8 +22,11 @@ independent units. A row *learns* where both intervals lie above 0. docs/learnin
 """
 
 
-def write_report(results: Path, known: Sequence[str]) -> list[dict[str, Any]]:
-    """table.json, table.md and curves.png of the rows in `results`, in the order of `known`."""
+def write_report(results: Path, known: Sequence[str], pages: Path | None = None) -> list[dict[str, Any]]:
+    """table.json, table.md, curves.png and curves/PAGE.svg of the rows in `results`, in the order of `known`.
+
+    With `pages`, the folder of the methods' pages, the section about the curve is written into those that are complete.
+    """
     rows = [json.loads(path.read_text()) for name in known if (path := results / f"{name}.json").is_file()]
     table = [verdict(row) for row in rows]
     if not table:
@@ -37,7 +41,10 @@ def write_report(results: Path, known: Sequence[str]) -> list[dict[str, Any]]:
         + "\n".join(lines)
         + f"\n{left}\nCommand: `make learn`; commit: {commits} (+: with changes not committed yet).\n"
     )
-    draw(rows, results / "curves.png")
+    draw(rows, results / "curves.png", columns=min(5, len(rows)))
+    draw_pages(rows, results / "curves")
+    if pages is not None:
+        write_sections(rows, pages)
     return table
 
 
@@ -84,33 +91,3 @@ def _line(entry: Mapping[str, Any]) -> str:
         f"{entry['core_seconds']:.0f}",
     ]  # fmt: skip
     return f"| {' | '.join(cells)} |"
-
-
-def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """One small panel a row: the mean over seeds and the band from the worst seed to the best."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    columns = min(5, len(rows))
-    figure = Figure(figsize=(2.4 * columns, 1.8 * -(-len(rows) // columns)), layout="constrained")
-    FigureCanvasAgg(figure)
-    for place, row in enumerate(rows):
-        axes = figure.add_subplot(-(-len(rows) // columns), columns, place + 1)
-        for kind, colour in (("trained", "tab:blue"), ("permuted", "tab:orange")):
-            steps, means = _means(row, kind)
-            axes.plot(steps, means.mean(0), color=colour, label=kind)
-            axes.fill_between(steps, means.min(0), means.max(0), color=colour, alpha=0.25, linewidth=0)
-        axes.set_title(row["row"], fontsize=8)
-        axes.set_ylim(0, 1)
-        axes.tick_params(labelsize=6)
-        if place == 0:
-            axes.legend(fontsize=6, frameon=False)
-    figure.supxlabel("steps", fontsize=8)
-    figure.supylabel("held-out score", fontsize=8)
-    figure.savefig(path, dpi=90)
-
-
-def _means(row: Mapping[str, Any], kind: str) -> tuple[list[int], np.ndarray]:
-    """Steps, and each seed's mean score at them [S, points]."""
-    curves = [curves[kind] for curves in row["seeds"].values()]
-    return [step for step, _ in curves[0]], np.array([[np.mean(scores) for _, scores in curve] for curve in curves])
