@@ -110,14 +110,16 @@ MERGED = (
     "grpo",
     "ppo",
 )
+QUICK = {type(algorithm): name for name, (_, algorithm) in reversed(METHODS.items())}
+"""Each method's first setting is in the quick gate; the others are slow for their number."""
 QUICK_LORA = ("sft", "bradley_terry", "dpo", "kto", "preference_model", "ppo")
-"""One method for each kind of batch and network; the other methods with an adapter are slow for their number."""
+"""With an adapter, one method for each kind of batch and network."""
 
 
 def case(name: str, tuning: str) -> Any:
-    """Every method with all its weights is in the quick gate."""
-    quick = tuning == "full" or (tuning == "lora" and name in QUICK_LORA)
-    return pytest.param(name, tuning, marks=() if quick else pytest.mark.slow)
+    """Every method is in the quick gate, and every setting of it in `make test`."""
+    quick = QUICK_LORA if tuning == "lora" else QUICK.values() if tuning == "full" else ()
+    return pytest.param(name, tuning, marks=() if name in quick else pytest.mark.slow)
 
 
 CASES = [
@@ -242,6 +244,7 @@ def test_every_method_is_here():
     listed = [algorithm for _, algorithm in METHODS.values()]
     assert known == {type(algorithm) for algorithm in listed}
     assert {METHODS[name][1].name for name in MERGED} >= {kind.name for kind in known}
+    assert set(QUICK) == known
     for kind in known:
         for field, hint in get_type_hints(kind).items():
             if get_origin(hint) is Literal:

@@ -151,6 +151,7 @@ def test_a_stop_string_ends_the_answer_and_is_cut_from_its_text():
     assert list(decoder.stream(PROMPTS[0], Decoding(20, stop=stops[:1]), "s"))[-1] == first.text
 
 
+@pytest.mark.slow
 def test_batchings_disagree_only_at_the_edge_of_a_token():
     """Counted: in float32 the logits of a row depend on its batch in the last bit, and so may a draw at an edge of the CDF."""
     model, tokenizer = small()
