@@ -12,7 +12,7 @@ from tutelage.models.hardware import Machine
 from tutelage.models.load import load_policy, save_policy
 from tutelage.models.lora import LoRA
 from tutelage.stages.bench import Bench, main
-from tutelage.stages.bench_table import Phase, whole
+from tutelage.stages.bench_table import Phase, impossible, whole
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +71,14 @@ def test_a_line_of_the_table_by_hand():
     optimizer_line = Phase("optimizer", 0, 0.4, 0.2, 8_000_000_000)
     assert optimizer_line.cells() == ("optimizer", "", "0.4", "", "0.2", "50.0%", "8.00")
     assert whole([update, optimizer_line]).cells() == ("step", "", "50.4", "", "40.2", "79.8%", "8.00")
+
+
+def test_a_phase_above_its_limit_fails(capsys):
+    update, decoding = Phase("update", 8, 50.0, 40.0, 1), Phase("decode", 8, 2.0, 3.0, 1)
+    assert not impossible([update])
+    assert capsys.readouterr().err == ""
+    assert impossible([update, decoding])
+    assert "above the limit: decode 150%" in capsys.readouterr().err
 
 
 def test_the_command_teaches_and_refuses(model, capsys):

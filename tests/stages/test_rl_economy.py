@@ -8,7 +8,8 @@ import pytest
 
 from tutelage.config import build
 from tutelage.models.hardware import Machine
-from tutelage.models.load import save_policy
+from tutelage.models.heads import new_scalar_model, save_reward_model
+from tutelage.models.load import load_backbone, save_policy
 from tutelage.records import read_jsonl
 from tutelage.stages.rl import RL, check_settings, main
 
@@ -18,6 +19,7 @@ PROMPTS = [{"prompt": f"Say {n}"} for n in range(6)]
 @pytest.fixture
 def place(tiny, tmp_path):
     save_policy(*tiny, tmp_path / "model")
+    save_reward_model(new_scalar_model(load_backbone(tmp_path / "model"), seed=5), tiny[1], tmp_path / "judge")
     (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in PROMPTS))
     return tmp_path
 
@@ -38,9 +40,10 @@ def settings(place, **changes) -> RL:
     return build(RL, {**plain, **changes}, "test")
 
 
+@pytest.mark.slow
 def test_a_run_says_what_it_skips_what_it_trains_on_and_how_near_the_limit_it_comes(place, capsys):
     changes = {"greso": {"on": True}, "pods": 2, "require_packed": True}
-    folder = main(settings(place, **changes))
+    folder = main(settings(place, reward=["brevity", str(place / "judge")], **changes))
     machine = Machine(**json.loads((folder / "hardware.json").read_text()))
     assert machine.flops > 1e8
     assert (machine.dtype, machine.device) == ("float32", "cpu")
@@ -49,7 +52,8 @@ def test_a_run_says_what_it_skips_what_it_trains_on_and_how_near_the_limit_it_co
     assert len(rows) == 3
     for row in rows:
         assert all(0 < v <= 1 for k, v in row.items() if k.startswith("fraction_of_limit")), row
-        assert {"fraction_of_limit", "fraction_of_limit/sample", "fraction_of_limit/prepare"} <= row.keys()
+        phases = {k.partition("/")[2] for k in row if k.startswith("fraction_of_limit")}
+        assert phases == {"", "sample", "reward", "prepare", "update", "optimizer"}
         assert row["fallback"] == 0
         assert 0 <= row["sample/skipped"] < 1
     history = list(read_jsonl(folder / "prompt_history.jsonl"))

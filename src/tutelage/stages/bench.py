@@ -18,7 +18,7 @@ from tutelage.console import track
 from tutelage.models.drawing import Decoding
 from tutelage.models.hardware import measure
 from tutelage.records import Prompt, user
-from tutelage.stages.bench_table import PARTS, Shape, Watched, figures, phases_of, show
+from tutelage.stages.bench_table import PARTS, Shape, Watched, figures, impossible, phases_of, show
 from tutelage.stages.common import DEMO_MODEL, Actor, Count, Training, load_actor
 from tutelage.training.files import write_whole
 from tutelage.training.limits import Limit
@@ -66,7 +66,7 @@ class Bench:
 
 
 def main(cfg: Bench) -> int:
-    """Measure, print the table and write the file that `json` names; returns the exit code 0."""
+    """Measure, print the table and write the file that `json` names; returns the exit code, 1 for a phase above its limit."""
     training = Training(
         model=cfg.model, full=cfg.full, device=cfg.device, dtype=cfg.dtype, gemm=cfg.gemm, seed=cfg.seed
     )
@@ -92,7 +92,7 @@ def main(cfg: Bench) -> int:
     if cfg.json is not None:
         kept = {"settings": to_dict(cfg), **figures(limit.machine, meter, phases)}
         write_whole(Path(cfg.json), dumps(kept, indent=1) + "\n")
-    return 0
+    return int(impossible(phases))
 
 
 def bench_task(cfg: Bench, actor: Actor, peak: float) -> Task:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from tutelage.console import Bar, say, table
+from tutelage.console import Bar, say, table, warn
 from tutelage.models import floors
 from tutelage.models.hardware import Machine, peak_memory
 from tutelage.training.limits import Limit, Step, step_floors
@@ -126,6 +126,14 @@ def phases_of(shape: Shape, machine: Machine, meter: Watched, first: float) -> l
 def whole(phases: Sequence[Phase]) -> Phase:
     """The phases together."""
     return Phase("step", 0, sum(p.seconds for p in phases), sum(p.floor for p in phases), max(p.memory for p in phases))
+
+
+def impossible(phases: Sequence[Phase]) -> bool:
+    """Whether a phase took less than the least it can; it is said which."""
+    above = [f"{phase.name} {phase.fraction:.0%}" for phase in phases if phase.fraction > 1]
+    if above:
+        warn(f"above the limit: {', '.join(above)}. F or BW was measured on a busy machine, or a floor is wrong")
+    return bool(above)
 
 
 def show(title: str, machine: Machine, phases: Sequence[Phase]) -> None:
