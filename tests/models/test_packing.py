@@ -164,8 +164,8 @@ def test_micro_batches_are_a_partition_within_the_budget(batch, tokens):
     for piece in pieces:
         assert len(piece) == 1 or cost(batch[piece]) <= tokens
         rows = piece.tolist()
-        assert rows == sorted(rows, key=lambda row: (owners[row], row)), (
-            "answers to one prompt stand together, in order"
+        assert rows == sorted(rows, key=lambda row: (owners[row], -int(batch.lengths[row]), row)), (
+            "answers to one prompt stand together, the longest first"
         )
     for one, following in pairwise(pieces):
         assert cost(batch[[*one.tolist(), int(following[0])]]) > tokens, "a piece is closed only when it is full"

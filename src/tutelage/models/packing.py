@@ -173,7 +173,8 @@ def padded_hidden(backbone: PreTrainedModel, batch: Sequences) -> tuple[Float[Te
 def micro_batches(batch: Rows, tokens: int) -> list[Int[Tensor, "b"]]:
     """Split rows into pieces of at most `tokens` packed tokens (a single row may exceed it), answers to one prompt together.
 
-    Rows keep their order inside a piece; a prompt that does not fit whole is split between pieces (and computed in each).
+    The longest rows of a prompt come first; one that does not fit whole is split between pieces (and computed in each), each
+    with rows of about one length, which pad least side by side.
     Answers that stand in several rows of a piece (comparisons of one ranking) count once, as they are computed once.
     """
     parts = batch.sequences()
@@ -183,7 +184,8 @@ def micro_batches(batch: Rows, tokens: int) -> list[Int[Tensor, "b"]]:
     prompt_length = [len(p) for p in parts[0].prompts.tokens]
     pieces: list[list[int]] = []
     used, seen = 0, set()
-    for row in sorted(range(len(prompt_of)), key=lambda row: (prompt_of[row], row)):
+    longest = [max(part[row] for part in lengths) for row in range(len(prompt_of))]
+    for row in sorted(range(len(prompt_of)), key=lambda row: (prompt_of[row], -longest[row], row)):
         prompt = prompt_of[row]
 
         def cost(seen: set[tuple[int, ...]], row: int = row, prompt: int = prompt) -> int:
