@@ -179,7 +179,7 @@ def _seed(work: Work) -> str:
     return f"{work.seed}/0"
 
 
-def _prompt(rows: Sequence[Mapping[str, str]]) -> Prompt:
+def _prompt(rows: Sequence[Mapping[str, Any]]) -> Prompt:
     return Prompt(tuple(Message(row["role"], row["content"]) for row in rows))
 
 

@@ -83,9 +83,10 @@ def grpo(work: Work, channel: Channel) -> None:
     def fixed(completions: list[Any], **_: Any) -> list[float]:
         return earned
 
+    earns: Any = fixed
     trainer = GRPOTrainer(
         model=model,
-        reward_funcs=fixed,
+        reward_funcs=earns,
         args=arguments,
         train_dataset=Dataset.from_list([{"prompt": rows} for rows in work.messages]),
         processing_class=tokenizer,
@@ -111,7 +112,7 @@ def sft_packed(work: Work, channel: Channel) -> None:
     length = work.settings.get("max_length", 1024)
     data = Dataset.from_list([_labelled(row) for row in work.demonstrations])
     passes = len(pack_dataset(data, length, "bfd"))
-    common = _common(work, passes) | {"per_device_train_batch_size": 1}
+    common: dict[str, Any] = {**_common(work, passes), "per_device_train_batch_size": 1}
     arguments = SFTConfig(**common, packing=True, max_length=length, shuffle_dataset=False)
     model, tokenizer = _policy(work)
     _train(SFTTrainer(model=model, args=arguments, train_dataset=data, processing_class=tokenizer), channel, work)
