@@ -45,7 +45,7 @@ def write_lineage(run: Run, cfg: Any) -> None:
     if path.exists():
         return
     found = lineage_of(cfg)
-    for labels in labels_in(found):
+    for labels in {one["manifest"]: one for one in labels_in(found)}.values():
         say(f"people's labels: project {labels['project']!r} up to judgment {labels['last_judgment']}")
     _write(path, found)
 

@@ -45,6 +45,7 @@ def test_preference(person: Any, desk: Any) -> None:
     assert [e["keys"] for e in events] == [3, 3, 3, 3, 2]  # Enter in vain; Shift is a key
     assert all(0 < e["active_ms"] <= e["visible_ms"] + 100 for e in events)
     person.wait_for(".stage.ended")
+    assert person.wait_for(".stage a.primary").get_attribute("href").endswith(f"/admin/p/{here.project}/quality")
 
 
 def test_without_strength_ties_and_both_bad(person: Any, desk: Any) -> None:

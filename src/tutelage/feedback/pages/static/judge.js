@@ -7,15 +7,13 @@ import { listen, pageKeys, reachable } from "./keys.js";
 import { Outbox } from "./outbox.js";
 import { Pace } from "./pace.js";
 import { Screen } from "./screen.js";
-import { NOTHING } from "./states.js";
+import { NOTHING, waysOn } from "./states.js";
 import { forget, recall, remember } from "./store.js";
 import { about, answerDialog } from "./test.js";
 import { fetchAhead } from "./texts.js";
 import { Timing } from "./timing.js";
 
 const DRAFT_AFTER = 1200; // milliseconds without a change before a draft goes to the server too
-const REASONS = ["unclear", "cannot judge", "offensive", "other"];
-const TAGS = ["unsafe", "personal data", "prompt unclear", "reveals which model", "other"];
 
 const project = find("main").dataset.project;
 const pace = new Pace(project);
@@ -129,7 +127,7 @@ function restore(draft) {
 function showNothing({ reason, progress }) {
   Object.assign(desk, { task: null, waiting: true });
   const [title, text] = NOTHING[reason] ?? NOTHING.wait;
-  screen.message(title, text, h("a", { class: "button", href: "/" }, "Your projects"));
+  screen.message(title, text, ...waysOn(reason));
   pace.show(progress, unsent().length);
   announce(title, { seen: false });
   if (!["done", "closed", "unqualified"].includes(reason)) desk.retry = setTimeout(fetchCurrent, reason === "paused" ? 20_000 : 5000);
@@ -210,13 +208,13 @@ const commands = {
   async skip() {
     const { task } = desk;
     if (!task) return;
-    const reason = await skipDialog(task.item.options.skip_reasons ?? REASONS);
+    const reason = await skipDialog(task.item.options.skip_reasons);
     if (reason && desk.task === task) send({ skip: reason });
   },
   async flag() {
     const { task } = desk;
     if (!task) return;
-    const flag = await flagDialog(task.item.options.flag_tags ?? TAGS, desk.flag);
+    const flag = await flagDialog(task.item.options.flag_tags, desk.flag);
     if (!flag || desk.task !== task) return;
     desk.flag = flag.tags.length ? flag : null;
     screen.setFlag(desk.flag);
