@@ -18,8 +18,9 @@ PROMPTS = [{"prompt": f"Say {n}"} for n in range(6)]
 
 @pytest.fixture
 def place(tiny, tmp_path):
-    save_policy(*tiny, tmp_path / "model")
-    save_reward_model(new_scalar_model(load_backbone(tmp_path / "model"), seed=5), tiny[1], tmp_path / "judge")
+    module, tokenizer = tiny
+    save_policy(module, tokenizer, tmp_path / "model")
+    save_reward_model(new_scalar_model(load_backbone(tmp_path / "model"), seed=5), tokenizer, tmp_path / "judge")
     (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in PROMPTS))
     return tmp_path
 
