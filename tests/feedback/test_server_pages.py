@@ -11,6 +11,7 @@ from tutelage.feedback.quality import quality_page
 from tutelage.feedback.queue import Handed, next_task
 from tutelage.feedback.schema import api_token
 from tutelage.feedback.server.quality_pages import QualityPages
+from tutelage.feedback.tasks import Counted
 from tutelage.feedback.tokens import new_token
 
 
@@ -70,3 +71,19 @@ def test_an_admin_revokes_a_programs_token_on_the_page(serving: Any) -> None:
     assert admin.send_form(f"/admin/programs/{mine}/revoke").status_code == 303
     assert client.get("/api/v1/judgments", headers=said).status_code == 401
     assert f"/admin/programs/{mine}/" not in admin.get("/admin").text
+
+
+def test_a_large_project_is_counted_once_a_second_and_a_small_one_each_time(lite: Any) -> None:
+    project = lite.project(lite.pairs(3))
+    who = lite.person(project)
+    counted = Counted()
+    with lite.db.read() as c:
+        assert counted.of(c, project, now=10.0) == {0: 3}
+    judge(lite, project, who)
+    with lite.db.read() as c:
+        assert counted.of(c, project, now=10.1) == {0: 2, 1: 1}
+    counted.large = 3
+    judge(lite, project, who)
+    with lite.db.read() as c:
+        assert counted.of(c, project, now=10.9) == {0: 2, 1: 1}, "less than a second old"
+        assert counted.of(c, project, now=11.2) == {0: 1, 1: 2}

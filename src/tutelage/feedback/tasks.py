@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +38,11 @@ MEDIA_TYPES = {
 
 
 def show(
-    c: Connection, project_id: int, who: int, handed: Handed | Nothing, now: float | None = None
+    c: Connection, project_id: int, who: int, handed: Handed | Nothing, counted: Counted | None = None
 ) -> dict[str, Any]:
     """The JSON of `/api/task/next`. No response id, author, policy, score or file name is in it."""
-    now = time.time() if now is None else now
-    progress = own_progress(c, project_id, who)
+    counts = slot_counts(c, project_id) if counted is None else counted.of(c, project_id)
+    progress = own_progress(c, project_id, who, counts)
     if isinstance(handed, Nothing):
         return {"assignment": None, "reason": handed.reason, "progress": progress}
     one = c.execute(_SHOWN, {"assignment": handed.assignment}).mappings().one()
@@ -127,9 +128,26 @@ _WANTED = (
 )
 
 
-def own_progress(c: Connection, project_id: int, who: int) -> dict[str, Any]:
+class Counted:
+    """How far each project is. Counting a large one takes milliseconds, so there the figure may be a second old."""
+
+    def __init__(self, large: int = 5000, seconds: float = 1.0) -> None:
+        self.large, self.seconds = large, seconds
+        self._known: dict[int, tuple[float, dict[int, int]]] = {}
+
+    def of(self, c: Connection, project_id: int, now: float | None = None) -> dict[int, int]:
+        """See `slot_counts`."""
+        now = time.monotonic() if now is None else now
+        at, counts = self._known.get(project_id, (-self.seconds, {}))
+        if now - at >= self.seconds or sum(counts.values()) < self.large:
+            counts = slot_counts(c, project_id)
+            self._known[project_id] = now, counts
+        return counts
+
+
+def own_progress(c: Connection, project_id: int, who: int, counts: Mapping[int, int]) -> dict[str, Any]:
     """Judgments done and wanted in the whole project, the annotator's own, and the annotator's median time in ms."""
-    counts, given = slot_counts(c, project_id), {"annotator": who, "project": project_id}
+    given = {"annotator": who, "project": project_id}
     return {"done": counts.get(1, 0), "total": sum(counts.values())} | dict(c.execute(_MINE, given).mappings().one())
 
 

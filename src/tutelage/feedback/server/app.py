@@ -16,12 +16,14 @@ from tutelage.feedback.server.quality_pages import QualityPages
 from tutelage.feedback.server.render import PAGES, http_error, invalid
 from tutelage.feedback.server.security import Guarded
 from tutelage.feedback.server.settings import Settings
+from tutelage.feedback.tasks import Counted
 
 
 def create_app(db: Database, settings: Settings) -> Guarded:
     """An ASGI application on an open database. Nothing of it is a module's global: two may run in one process."""
     app = FastAPI(title="tutelage", openapi_url=None, docs_url=None, redoc_url=None, dependencies=[Depends(guard)])
-    app.state.db, app.state.settings, app.state.quality = db, settings, QualityPages()
+    app.state.db, app.state.settings = db, settings
+    app.state.quality, app.state.counted = QualityPages(), Counted()
     routers = [module.router for module in (routes_pages, routes_task, routes_admin)]
     check_complete(routers)
     for router in routers:

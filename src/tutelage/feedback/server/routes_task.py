@@ -69,7 +69,7 @@ def next_task(request: Request, project: int, ahead: Annotated[int, Query(ge=0, 
     with db.write() as c:
         handed = queue.next_task(c, project, me.id, ahead)
     with db.read() as c:
-        return JSONResponse(show(c, project, me.id, handed))
+        return JSONResponse(show(c, project, me.id, handed, request.app.state.counted))
 
 
 @router.post("/api/task/{assignment}/heartbeat", status_code=204)
@@ -96,7 +96,14 @@ def submit(request: Request, assignment: int, body: Submitted) -> Response:
         raise HTTPException(422, str(error)) from None
     with db.read() as c:
         told = {"feedback": feedback(c, assignment)} if done.tested else {}
-        return JSONResponse({"accepted": True, "late": done.late, "next": show(c, done.project, me.id, handed)} | told)
+        return JSONResponse(
+            {
+                "accepted": True,
+                "late": done.late,
+                "next": show(c, done.project, me.id, handed, request.app.state.counted),
+            }
+            | told
+        )
 
 
 @router.post("/api/task/undo")
@@ -111,7 +118,7 @@ def undo(request: Request, body: Undone) -> dict[str, Any]:
     if handed is None:
         raise HTTPException(409, "There is nothing to take back, or the project is closed.")
     with db.read() as c:
-        return show(c, body.project, me.id, handed)
+        return show(c, body.project, me.id, handed, request.app.state.counted)
 
 
 @router.put("/api/task/{assignment}/draft", status_code=204)
