@@ -113,11 +113,11 @@ def test_an_interrupted_recipe_resumes_to_the_same_bits(inputs: Path, monkeypatc
     run_stages(recipe(), Path("whole"), False, "test")
     original, calls = loop.one_step, []
 
-    def press(task: Any, progress: Any) -> Any:
+    def press(task: Any, progress: Any, *rest: Any) -> Any:
         calls.append(task.label)
         if len(calls) == 2:
             os.kill(os.getpid(), signal.SIGINT)
-        return original(task, progress)
+        return original(task, progress, *rest)
 
     monkeypatch.setattr(loop, "one_step", press)
     with pytest.raises(Interrupted) as stopped:
