@@ -28,7 +28,7 @@ PAGES: dict[str, tuple[str, ...]] = {
     "nash-md": ("nash_md", "nash_self_play", "nash_past_policies"),
 }
 """A page's name -> the rows whose curves it shows; every row has a page."""
-STYLE = {
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text: small files, and a test can read what is drawn
     "svg.hashsalt": "tutelage",  # the same bytes for the same curves
     "font.size": 7,
@@ -106,8 +106,7 @@ def draw(rows: Sequence[Mapping[str, Any]], path: Path, columns: int) -> None:
                 axes.legend(frameon=False)
         figure.supxlabel("steps", fontsize=8)
         figure.supylabel("held-out score", fontsize=8)
-        kept = {"metadata": {"Date": None}} if path.suffix == ".svg" else {"dpi": 90}
-        figure.savefig(path, **kept)
+        figure.savefig(path, dpi=90, metadata={"Date": None} if path.suffix == ".svg" else None)
 
 
 def panel(axes: Any, row: Mapping[str, Any]) -> None:

@@ -223,7 +223,7 @@ def speaker(recipe: Mapping[str, Any], model: Path, folder: Path) -> Path:
 
     sources = {source: None for entry in recipe["stages"].values() for source in entry.get("data", ())}
     asked = [source for source in sources if source[0] != "@" and not source.startswith("task:sums/sft")]
-    prompts = [record for source in asked for record in load_records(source, "prompt", "error").records]
+    prompts: list[Any] = [record for source in asked for record in load_records(source, "prompt", "error").records]
     lessons = [(prompt, said) for prompt in prompts for said in (prompt.solution or "yes", "1 2")]
     rows = [{"prompt": prompt.messages[-1].content, "completion": said} for prompt, said in lessons]
     write_jsonl(folder / "lessons.jsonl", rows)
