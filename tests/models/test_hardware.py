@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import time
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from itertools import chain, repeat
 
 import pytest
 import torch
@@ -26,19 +27,33 @@ CPU = torch.device("cpu")
 OURS = Machine(150e9, 18e9, "float32", 2, "cpu", "a processor", 16 * 10**9, "glibc")
 
 
-def test_the_fastest_repetition_counts_and_the_first_does_not():
+@dataclass
+class Clock:
+    """Stands for the module `time`; it goes on by what the work says that it takes."""
+
+    now: float = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+    def takes(self, seconds: Iterator[float]) -> Callable[[], None]:
+        def work() -> None:
+            self.now += next(seconds)
+
+        return work
+
+
+def test_the_fastest_repetition_counts_and_the_first_does_not(monkeypatch):
     """The warm-up is the quickest here and is left out; of 30 and 10 ms the 10 ms one counts."""
-    waits = iter([0.001, 0.03, 0.01])
-    took = fastest(lambda: time.sleep(next(waits)), CPU, 0.0)
-    assert 0.01 <= took < 0.02
+    monkeypatch.setattr(hardware, "time", clock := Clock())
+    assert fastest(clock.takes(iter([0.001, 0.03, 0.01])), CPU, 0.0) == pytest.approx(0.01)
 
 
-def test_it_goes_on_for_as_long_as_it_was_told():
-    calls: list[int] = []
-    clock = time.perf_counter()
-    fastest(lambda: calls.append(time.sleep(0.002) or 1), CPU, 0.05)
-    assert 0.05 <= time.perf_counter() - clock < 0.5
-    assert len(calls) > 4
+def test_it_goes_on_for_as_long_as_it_was_told(monkeypatch):
+    """A warm-up of 5 s and repetitions of 2 s: within 10 s there is room for three, the last of which ends behind."""
+    monkeypatch.setattr(hardware, "time", clock := Clock())
+    assert fastest(clock.takes(chain([5.0], repeat(2.0))), CPU, 10.0) == pytest.approx(2.0)
+    assert clock.now == 5 + 3 * 2
 
 
 def test_a_product_counts_two_operations_a_term(monkeypatch):
