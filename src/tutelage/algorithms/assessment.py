@@ -16,7 +16,7 @@ from tutelage.functional.assessment import cross_entropy, squared_error
 class Assessment(Unprepared):
     """What both methods share: a scoring model, trained on answers that were judged one by one."""
 
-    needs: ClassVar[tuple[str, ...]] = ("reward",)
+    needs = ("reward",)
 
     def weights(self, batch: Labelled) -> Tensor:
         """[B]: a row counts for its weight out of the weights of the whole step."""

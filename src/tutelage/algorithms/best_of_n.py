@@ -51,7 +51,7 @@ class BestOfN(Stateless):
     average: Literal["token", "sequence", "sum"] = "token"
     """`token`: every kept token counts the same; `sequence`: every kept answer does; `sum`: -log p of whole answers."""
 
-    needs: ClassVar[tuple[str, ...]] = ("policy",)
+    needs = ("policy",)
     passes: ClassVar[int] = 1
     minibatches: ClassVar[int] = 1
     may_rest: ClassVar[bool] = True

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
@@ -30,7 +30,7 @@ class KTO(Stateless):
     undesirable_weight: Annotated[float, Field(gt=0)] = 1.0
     """lambda_U: what an undesirable answer counts for."""
 
-    needs: ClassVar[tuple[str, ...]] = ("policy", "reference")
+    needs = ("policy", "reference")
 
     def prepare(
         self, models: Models, batch: LabelledWithPartner, state: State

@@ -45,7 +45,7 @@ class OnlineDPO(Stateless):
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
     """Probability that the reward has a pair the wrong way round (cDPO)."""
 
-    needs: ClassVar[tuple[str, ...]] = ("policy", "reference")
+    needs = ("policy", "reference")
     passes: ClassVar[int] = 1
     minibatches: ClassVar[int] = 1
     may_rest: ClassVar[bool] = True

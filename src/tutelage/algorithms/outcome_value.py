@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal, Protocol, cast
+from typing import Literal, Protocol, cast
 
 from jaxtyping import Float
 from torch import Tensor
@@ -36,7 +36,7 @@ class OutcomeValue(Unprepared):
     loss: Literal["squared_error", "cross_entropy"] = "squared_error"
     """`squared_error` for rewards on any scale; `cross_entropy` for rewards in [0, 1]: V is then a probability's log-odds."""
 
-    needs: ClassVar[tuple[str, ...]] = ("reward",)
+    needs = ("reward",)
 
     @property
     def output(self) -> str:

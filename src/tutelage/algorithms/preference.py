@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
@@ -20,7 +20,7 @@ from tutelage.functional.weights import keep
 class FromPairs(Stateless):
     """What both methods share: a policy beside its reference, trained on comparisons."""
 
-    needs: ClassVar[tuple[str, ...]] = ("policy", "reference")
+    needs = ("policy", "reference")
 
     def prepare(
         self, models: Models, batch: Pairs, state: State

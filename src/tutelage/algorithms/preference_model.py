@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 from torch import Tensor
 
@@ -23,7 +23,7 @@ class PreferenceModel(Unprepared):
 
     name: Literal["preference_model"] = "preference_model"
 
-    needs: ClassVar[tuple[str, ...]] = ("reward",)
+    needs = ("reward",)
 
     def weights(self, batch: TwoAnswers) -> Tensor:
         """[B]: a row counts for its weight (annotator reliability), out of the weights of the whole step."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
@@ -25,7 +25,7 @@ class BradleyTerry(Unprepared):
     nu: Annotated[float, Field(gt=0)] | None = None
     """A tie is a soft label of 1/2; with a number, an outcome of Davidson's model: equals tie with nu / (2 + nu)."""
 
-    needs: ClassVar[tuple[str, ...]] = ("reward",)
+    needs = ("reward",)
 
     def weights(self, batch: Pairs) -> Tensor:
         """[B]: a row counts for its weight (annotator reliability, its share of a ranking), out of those of the whole step."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ class SFT(Unprepared):
     average: Literal["token", "sequence"] = "token"
     """`token`: every trained token of the step counts the same; `sequence`: every example does (1/length inside it)."""
 
-    needs: ClassVar[tuple[str, ...]] = ("policy",)
+    needs = ("policy",)
 
     def weights(self, batch: Sequences) -> Tensor:
         """[B, T]."""

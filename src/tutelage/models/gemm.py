@@ -62,7 +62,7 @@ def speedup() -> float:
         for gemm in best:
             with multiplying(gemm):
                 begun = time.perf_counter()
-                x @ w
+                torch.mm(x, w)
                 best[gemm] = min(best[gemm], time.perf_counter() - begun)
     return best["default"] / best["onednn"]
 
