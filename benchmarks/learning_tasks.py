@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from learning_labels import Chance, all_pairs, permute, rated, right
-from learning_world import MAX_NEW_TOKENS, ROOM, TOKENS_PER_PASS, World, said, settings, trained
+from learning_world import BOTH_ROOM, MAX_NEW_TOKENS, ROOM, TOKENS_PER_PASS, World, said, settings, trained
 from tutelage.algorithms.base import Models
 from tutelage.algorithms.distill import Distill
 from tutelage.algorithms.kto import KTO
@@ -186,6 +186,7 @@ def _scoring(row: Row, world: World, permuted: bool) -> tuple[Task, Callable[[],
     compares = isinstance(row.method, PreferenceModel)
     reader: Any = (PrefixReader if row.method.name == "outcome_value" else HeadedModel)(scalar, TOKENS_PER_PASS)
     collate: Any = two_answers if compares else comparisons
+    room = BOTH_ROOM if compares else ROOM
     pairs = [pair for prompt in world.training for pair in all_pairs(prompt)]
     labels = [1.0] * len(pairs)
     if permuted:
@@ -193,12 +194,12 @@ def _scoring(row: Row, world: World, permuted: bool) -> tuple[Task, Callable[[],
         labels = [float(chance.random() < 0.5) for _ in pairs]
     if row.method.name in ("bradley_terry", "preference_model"):
         judged = [Comparison(p.prompt, p.chosen, p.rejected, label) for p, label in zip(pairs, labels, strict=True)]
-        batch: Rows = collate(judged, world.chat, ROOM).batch
+        batch: Rows = collate(judged, world.chat, room).batch
     else:
         batch = ratings(
             rated(row.method.name, world.training, world.seed if permuted else None), world.chat, ROOM
         ).batch
-    exam = collate([pair for prompt in world.heldout for pair in all_pairs(prompt)], world.chat, ROOM).batch
+    exam = collate([pair for prompt in world.heldout for pair in all_pairs(prompt)], world.chat, room).batch
 
     @torch.no_grad()
     def score() -> list[float]:

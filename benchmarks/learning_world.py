@@ -31,6 +31,8 @@ from tutelage.training.run import Run
 LARGEST = 18
 ROOM = 64
 """Longest prompt and answer together, in tokens."""
+BOTH_ROOM = 256
+"""The same with two answers and the question which is better: bytes are tokens here."""
 START = 11
 """Decides the start's own weights."""
 MAX_NEW_TOKENS = 4

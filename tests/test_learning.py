@@ -83,6 +83,17 @@ def test_a_row_ends_above_its_control(world: World) -> None:
     assert trained > permuted + 0.02
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("row", [row for row in ROWS if row.command == "reward"], ids=lambda row: row.name)
+def test_every_scoring_row_has_a_batch_and_a_score(row: Row, world: World) -> None:
+    """Its first batch is drawn, and its start is scored on every held-out item."""
+    task, score = task_of(row, world, permuted=False)
+    assert len(task.draw(0)[0]) == SMALL.prompts * SMALL.answers
+    start = score()
+    assert len(start) == SMALL.heldout * 18
+    assert all(0 <= one <= 1 for one in start)
+
+
 def test_a_control_differs_from_its_row_in_the_rewards_alone(world: World) -> None:
     row = Row("rloo", "rl", Reinforce(group_size=4, baseline="leave_one_out"))
     (real, _), (dealt, _) = (task_of(row, world, permuted)[0].draw(0) for permuted in (False, True))
