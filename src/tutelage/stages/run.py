@@ -190,12 +190,20 @@ def execute(command: str, cfg: Any) -> Any:
     from tutelage.models.gemm import choose_gemm, multiplying
     from tutelage.models.load import choose_device
 
-    gemm = choose_gemm(cfg.gemm, choose_device(cfg.device))
+    gemm = choose_gemm(_recorded_gemm(cfg) or cfg.gemm, choose_device(cfg.device))
     try:
         with multiplying(gemm):
             return main(replace(cfg, gemm=gemm))
     finally:
         release()
+
+
+def _recorded_gemm(cfg: Any) -> str | None:
+    """What a run that is resumed without a choice of its own was begun with: measured anew it might be the other one."""
+    path = Path(cfg.out or "") / "config.yaml"
+    if cfg.gemm != "auto" or not cfg.out or not getattr(cfg, "resume", False) or not path.is_file():
+        return None
+    return read_yaml(path).get("gemm", "default")
 
 
 def _folder(cfg: Recipe, name: str) -> Path:
