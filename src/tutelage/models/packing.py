@@ -19,7 +19,7 @@ from transformers import AttentionInterface, PretrainedConfig, PreTrainedModel
 
 from tutelage.data.batch import Rows, Sequences, row_keys
 from tutelage.models.attention import Look, Span, attend_spans
-from tutelage.models.line import Line, Piece, continuations
+from tutelage.models.line import Line, Piece, continuations, rows_of
 
 ATTENTION = "tutelage_packed"
 
@@ -44,10 +44,16 @@ class Packed:
 
 
 def pack(batch: Sequences) -> Packed:
-    """Lay a batch out on one line, rows of the same prompt together, and what goes on after a row behind it, once."""
+    """Lay a batch out on one line, rows of the same prompt together, and what goes on after a row behind it, once.
+
+    A prompt's rows lie in an order of their own, the longest first, whatever order they came in: the same rows round alike.
+    """
     members: dict[int, list[int]] = {}
     for row, prompt in enumerate(batch.prompt_of.tolist()):
         members.setdefault(prompt, []).append(row)
+    rows = rows_of(batch)
+    for of_prompt in members.values():
+        of_prompt.sort(key=lambda row: (-len(rows[row]), rows[row]))
     after = continuations(batch, members)
     line = Line(batch)
     for prompt in members:
