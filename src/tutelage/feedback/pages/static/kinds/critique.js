@@ -66,7 +66,8 @@ export function critique(item, changed) {
     if (!range) return announce("Select a part of the answer first: Shift and the arrow keys, or the mouse");
     const span = { start: points(raw.slice(0, range.start)), end: points(raw.slice(0, range.end)), quote: raw.slice(range.start, range.end) };
     const said = await spanDialog(span.quote, tags);
-    paper.focus();
+    // The dialog gave the focus back as it closed, a moment ago: who has pressed C since then is writing already.
+    if (document.activeElement === document.body) paper.focus();
     if (said) edit([...spans, { ...span, ...said }], `Comment on a part: ${said.tag}`);
   }
   function edit(next, said) {
