@@ -10,6 +10,7 @@ function ask(title, content, { send = "OK", read, first, keys = {} }) {
       if (value === null) return;
       answer = value;
       dialog.close();
+      resolve(answer); // at once: the close event comes later than the next key may
     };
     const dialog = h(
       "dialog",
