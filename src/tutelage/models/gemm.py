@@ -1,8 +1,8 @@
 """Which library multiplies float32 matrices on a CPU: PyTorch's default (MKL on x86) or oneDNN, whichever is faster here.
 
-MKL keeps its AVX-512 kernels for Intel; on an AMD CPU with AVX-512 oneDNN multiplies the same float32 numbers twice as fast.
-PyTorch reaches oneDNN only through a setting that also permits rounding the inputs to bfloat16, which oneDNN does where a CPU
-has AMX units and not elsewhere. So both are measured: speed, and whether the result is still float32's.
+On an AMD CPU with AVX-512 oneDNN multiplied the same float32 numbers 2.2 times as fast as MKL (docs/log.md, 2026-11-21).
+PyTorch reaches oneDNN only through a setting that also permits rounding the inputs to bfloat16, which oneDNN does
+on some CPUs and did not on that one. So both are measured: speed, and whether the result is still float32's.
 """
 
 from __future__ import annotations
