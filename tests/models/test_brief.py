@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import pytest
 import torch
 from torch.testing import assert_close
@@ -15,7 +17,8 @@ from transformers import (
 )
 
 from tutelage.data.batch import sequences
-from tutelage.models.brief import affine, hidden_states, readout
+from tutelage.models.brief import affine, hidden_states, multiply, readout
+from tutelage.models.gemm import multiplying
 from tutelage.models.lora import LoRA, add_lora, reference_mode
 from tutelage.models.packing import backbone_of, pack, packed_hidden
 
@@ -63,8 +66,9 @@ def test_it_is_the_forward_of_transformers(name, adapted, monkeypatch):
     backbone = backbone_of(model)
     exact = packed_hidden(backbone, LINE)
     monkeypatch.setattr(type(backbone), "forward", None)  # not asked
-    for tokens in (1, 999):  # an adapter apart, and merged
-        assert_close(hidden_states(model, tokens)(line_of(LINE), LINE), exact, atol=1e-5, rtol=1e-5)
+    for tokens, gemm in product((1, 999), ("default", "onednn")):  # an adapter apart, and merged; rows, and columns
+        with multiplying(gemm):
+            assert_close(hidden_states(model, tokens)(line_of(LINE), LINE), exact, atol=1e-5, rtol=1e-5)
 
 
 @torch.no_grad()
@@ -87,10 +91,24 @@ def test_an_adapter_is_merged_where_it_is_on_and_the_weights_stay():
     assert (merged(x) - layer.base_layer(x)).abs().max() > 0.01
     assert affine(layer, False) is layer
     with reference_mode(model):
-        assert affine(layer, True) is layer.base_layer
+        assert_close(affine(layer, True)(x), layer.base_layer(x))
     assert torch.equal(layer.base_layer.weight, before)
     layer.base_layer.bfloat16()
     assert affine(layer, True) is layer
+
+
+@torch.no_grad()
+def test_columns_are_for_onednn_and_hold_the_same_numbers():
+    """W x^T is computed where oneDNN multiplies float32; the next product then finds its input as it wants it."""
+    weight, bias, x = torch.randn(5, 3), torch.randn(5), torch.randn(4, 3)
+    for each in (None, bias):
+        plain = multiply(weight, each, x)
+        assert plain.is_contiguous()
+        with multiplying("onednn"):
+            columns = multiply(weight, each, x)
+            assert columns.t().is_contiguous()
+            assert multiply(weight.double(), None, x.double()).is_contiguous()
+        assert_close(columns, plain)
 
 
 @torch.no_grad()

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from transformers.models.llama.modeling_llama import rotate_half
 
 from tutelage.models.attention import Look
+from tutelage.models.gemm import in_use
 from tutelage.models.label_head import exact, head_of, plain_weight
 from tutelage.models.lora import merged_weight
 from tutelage.models.packing import backbone_of, packed_attention, windowed
@@ -83,6 +84,7 @@ def _llama_like(backbone: PreTrainedModel, linear: Callable[[nn.Module], Affine]
 
     def forward(line: Tensor, layout: Layout) -> Tensor:
         x = inner.embed_tokens(line[0])
+        x = x.t().contiguous().t() if in_columns(x) else x
         cos, sin = (angle.squeeze(0) for angle in inner.rotary_emb(x, position_ids=line[1:]))
         for block in blocks:
             x = block(x, cos, sin, layout)
@@ -130,8 +132,22 @@ def affine(layer: nn.Module, merge: bool, precision: Precision = "exact") -> Aff
         weight = merged_weight(cast(LoraLayer, layer)) if on else base.weight
         return rough_affine(weight.float(), base.bias, precision)
     if not on:
-        return base
+        return base if base.weight.dtype != torch.float32 else partial(multiply, base.weight, base.bias)
     if not merge or base.weight.dtype not in (torch.float32, torch.float64):
         return layer  # summed in bfloat16 a small adapter would be rounded away
-    weight = merged_weight(cast(LoraLayer, layer))
-    return lambda x: nn.functional.linear(x, weight, base.bias)
+    return partial(multiply, merged_weight(cast(LoraLayer, layer)), base.bias)
+
+
+def multiply(weight: Float[Tensor, "O I"], bias: Float[Tensor, "O"] | None, x: Float[Tensor, "N I"]) -> Tensor:
+    """x W^T + b; multiplied as W x^T where that is faster, and then one token's numbers stand a column apart."""
+    if not in_columns(x):
+        return nn.functional.linear(x, weight, bias)
+    return (torch.mm(weight, x.t()) if bias is None else torch.addmm(bias[:, None], weight, x.t())).t()
+
+
+def in_columns(x: Tensor) -> bool:
+    """Whether few rows are multiplied faster as W x^T: with oneDNN, 1.2 to 1.5 times at 64 rows; with MKL it is no gain.
+
+    The weights are read as they lie; x W^T would read them transposed.
+    """
+    return x.device.type == "cpu" and x.dtype == torch.float32 and in_use() == "onednn"

@@ -1,112 +1,248 @@
-"""Keys and values of the rows being decoded: preallocated once, active rows always the first ones."""
+"""Keys and values of the rows being decoded: a prompt's once for all its answers, and each answer's own, preallocated."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PretrainedConfig
 
 from tutelage.models.attention import Look, Span, attend_spans
 from tutelage.models.gemm import multiplying
 
+Buffer = Float[Tensor, "n K T D"]
+
+
+@dataclass(frozen=True)
+class Room:
+    """What is decoded at once: rows of at most `tokens` tokens each, which answer at most `prompts` prompts."""
+
+    rows: int
+    tokens: int
+    prompts: int
+    prompt_tokens: int
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Which rows answer which prompt, as the products over the prompts' keys need them. P prompts, M rows a prompt at most."""
+
+    slots: Int[Tensor, "R"]
+    """Each row's prompt."""
+    members: Int[Tensor, "P*M"]
+    """The rows of each prompt, padded with row 0."""
+    place: Int[Tensor, "R"]
+    """Where each row stands among `members`."""
+    prompts: int
+    in_order: bool
+    """Whether `members` are simply all rows in their order: nothing has to be gathered."""
+
+    @classmethod
+    def of(cls, held: Sequence[int], device: torch.device) -> Groups:
+        """`held`: the prompt of each row; every prompt from 0 to the largest has one."""
+        rows_of: list[list[int]] = [[] for _ in range(max(held) + 1)]
+        for row, slot in enumerate(held):
+            rows_of[slot].append(row)
+        most = max(len(rows) for rows in rows_of)
+        members = [row for rows in rows_of for row in rows + [0] * (most - len(rows))]
+        place = [held[row] * most + rows_of[held[row]].index(row) for row in range(len(held))]
+        index = (torch.tensor(each, device=device) for each in (list(held), members, place))
+        return cls(*index, len(rows_of), members == list(range(len(held))))
+
+    def gather(self, x: Float[Tensor, "R K r n"]) -> Float[Tensor, "P*K M*r n"]:
+        """What the rows of a prompt ask, side by side."""
+        _, kv, folded, size = x.shape
+        together = x if self.in_order else x[self.members]
+        return together.view(self.prompts, -1, kv, folded, size).transpose(1, 2).reshape(self.prompts * kv, -1, size)
+
+    def scatter(self, x: Float[Tensor, "P*K M*r n"], kv: int) -> Float[Tensor, "R K r n"]:
+        """The reverse of `gather`."""
+        most = len(self.members) // self.prompts
+        apart = x.view(self.prompts, kv, most, -1, x.shape[-1]).transpose(1, 2).flatten(0, 1)
+        return apart if self.in_order else apart[self.place]
+
 
 @dataclass
 class KeyValues:
-    """[layers][rows, kv heads, tokens, D] for keys and values, and how many tokens each row has."""
+    """Active rows are always the first ones, and so are the prompts that they answer: a last one moves into a gap."""
 
-    keys: list[Float[Tensor, "R K T D"]]
-    values: list[Float[Tensor, "R K T D"]]
+    keys: list[Buffer]
+    """A layer's keys of the rows' own tokens."""
+    values: list[Buffer]
+    prompt_keys: list[Buffer]
+    prompt_values: list[Buffer]
     lengths: Int[Tensor, "R"]
+    """How many tokens each row has said."""
+    prompt_lengths: Int[Tensor, "P"]
+    held: list[int] = field(default_factory=list)
+    """Of each active row, where its prompt is."""
+    asked: list[int] = field(default_factory=list)
+    """The prompts that are kept, by the caller's numbers."""
+    _groups: Groups | None = field(default=None, repr=False)
 
     @classmethod
-    def allocate(cls, config: PretrainedConfig, rows: int, tokens: int, like: Tensor) -> KeyValues:
-        """Room for `rows` rows of `tokens` tokens in the dtype and on the device of `like`."""
+    def allocate(cls, config: PretrainedConfig, room: Room, like: Tensor) -> KeyValues:
+        """Empty, in the dtype and on the device of `like`."""
         heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        shape = (rows, heads, tokens, width)
-        # zeros, not empty: a hidden cell has weight 0, and 0 times whatever NaN lay in memory is NaN
-        buffers = [[like.new_zeros(shape) for _ in range(config.num_hidden_layers)] for _ in range(2)]
-        return cls(buffers[0], buffers[1], torch.zeros(rows, dtype=torch.long, device=like.device))
 
-    def move(self, source: int, target: int) -> None:
-        """Row `source` takes the place of row `target` (a finished one): active rows stay side by side."""
-        length = int(self.lengths[source])
-        for buffer in (*self.keys, *self.values):
-            buffer[target, :, :length] = buffer[source, :, :length]
-        self.lengths[target] = self.lengths[source]
+        def buffers(count: int, tokens: int) -> list[Buffer]:
+            # zeros, not empty: a hidden cell has weight 0, and 0 times whatever NaN lay in memory is NaN
+            return [like.new_zeros(count, heads, tokens, width) for _ in range(config.num_hidden_layers)]
+
+        own, asked = (room.rows, room.tokens), (room.prompts, room.prompt_tokens)
+        lengths = (torch.zeros(count, dtype=torch.long, device=like.device) for count in (room.rows, room.prompts))
+        return cls(buffers(*own), buffers(*own), buffers(*asked), buffers(*asked), *lengths)
+
+    def beside(self, other: KeyValues) -> KeyValues:
+        """This one's layers and then `other`'s, over the same rows."""
+        own = (self.keys + other.keys, self.values + other.values)
+        return KeyValues(
+            *own,
+            self.prompt_keys + other.prompt_keys,
+            self.prompt_values + other.prompt_values,
+            self.lengths,
+            self.prompt_lengths,
+        )
+
+    def layers(self, which: slice) -> KeyValues:
+        """Some of the layers, to read and write; rows come and go in the whole."""
+        own = {"keys": self.keys[which], "values": self.values[which]}
+        return replace(self, **own, prompt_keys=self.prompt_keys[which], prompt_values=self.prompt_values[which])
+
+    def groups(self) -> Groups:
+        """Who answers what, of the active rows."""
+        if self._groups is None:
+            self._groups = Groups.of(self.held, self.lengths.device)
+        return self._groups
+
+    def admit(self, prompt: int, tokens: int, answers: int) -> int:
+        """Room for so many rows that answer a prompt of so many tokens; where the prompt goes, or already is."""
+        if prompt not in self.asked:
+            self.asked.append(prompt)
+        slot, count = self.asked.index(prompt), len(self.held)
+        self.held.extend([slot] * answers)
+        self.lengths[count : len(self.held)] = 0
+        self.prompt_lengths[slot] = tokens
+        self._groups = None
+        return slot
+
+    def leave(self, row: int) -> None:
+        """A row has ended: the last one takes its place, and where nobody answers its prompt any more the last prompt does."""
+        slot, last = self.held[row], len(self.held) - 1
+        if row < last:
+            said = int(self.lengths[last])
+            _move((*self.keys, *self.values), last, row, said)
+            self.lengths[row] = self.lengths[last]
+            self.held[row] = self.held[last]
+        del self.held[last]
+        if slot not in self.held:
+            newest = len(self.asked) - 1
+            if slot < newest:
+                _move((*self.prompt_keys, *self.prompt_values), newest, slot, int(self.prompt_lengths[newest]))
+                self.prompt_lengths[slot] = self.prompt_lengths[newest]
+                self.held[:] = [slot if each == newest else each for each in self.held]
+                self.asked[slot] = self.asked[newest]
+            del self.asked[newest]
+        self._groups = None
+
+
+def _move(buffers: Sequence[Buffer], source: int, target: int, tokens: int) -> None:
+    for buffer in buffers:
+        buffer[target, :, :tokens] = buffer[source, :, :tokens]
 
 
 @dataclass(frozen=True)
 class Prefill:
-    """A line of prompts, each computed once; its keys and values go to every row that answers it."""
+    """A line of prompts, each computed once; its keys and values are kept once, for every row that answers it."""
 
     spans: Sequence[Span]
-    rows: Sequence[Sequence[int]]
+    slots: Sequence[int]
+    """Where each prompt goes in the cache."""
     cache: KeyValues
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, look: Look) -> Tensor:
-        """Attention within each prompt, and a copy of its keys and values for its rows."""
-        for span, rows in zip(self.spans, self.rows, strict=True):
-            for buffer, fresh in ((self.cache.keys[layer], key), (self.cache.values[layer], value)):
-                buffer[list(rows), :, : span.tokens] = fresh[:, :, span.start : span.stop]
+        """Attention within each prompt, whose keys and values are kept."""
+        for span, slot in zip(self.spans, self.slots, strict=True):
+            self.cache.prompt_keys[layer][slot, :, : span.tokens] = key[0, :, span.start : span.stop]
+            self.cache.prompt_values[layer][slot, :, : span.tokens] = value[0, :, span.start : span.stop]
         return attend_spans(self.spans, query, key, value, look)
 
 
 @dataclass(frozen=True)
 class Step:
-    """One new token for each of the first R rows: it is written at the row's end and sees the whole row."""
+    """One new token for each active row: it is written at the row's end and sees the row's prompt and all of the row."""
 
     cache: KeyValues
     at: Int[Tensor, "R"]
-    """Where each row's new token goes."""
+    """The position of each row's new token, its prompt counted."""
+    said: Int[Tensor, "R"]
+    """How many tokens each row has said before."""
+    groups: Groups
+    prompt_width: int
+    """Cells of a prompt that any row sees; of its own, `width`."""
     width: int
-    """Cells that any row sees."""
     cells: Int[Tensor, "R*K"] = field(repr=False)
     """Where the new keys go in the cache, seen as one list of cells."""
     _masks: dict[tuple[int | None, torch.dtype], Tensor] = field(default_factory=dict, repr=False)
 
     @classmethod
-    def of(cls, cache: KeyValues, rows: int) -> Step:
-        """The next step of the first `rows` rows."""
-        at = cache.lengths[:rows].clone()
+    def of(cls, cache: KeyValues) -> Step:
+        """The next step of the active rows."""
+        groups, rows = cache.groups(), len(cache.held)
+        said = cache.lengths[:rows].clone()
+        asked = cache.prompt_lengths[: groups.prompts]
         _, kv, room, _ = cache.keys[0].shape
-        cells = torch.arange(rows * kv, device=at.device) * room + at.repeat_interleave(kv)
-        return cls(cache, at, int(at.max()) + 1, cells)
+        cells = torch.arange(rows * kv, device=said.device) * room + said.repeat_interleave(kv)
+        widths = int(asked.max()), int(said.max()) + 1
+        return cls(cache, asked[groups.slots] + said, said, groups, *widths, cells)
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, look: Look) -> Tensor:
-        """Attention of one token a row over that row's own keys; query heads of one kv head share its read."""
+        """Attention of one token a row over its prompt and itself; query heads of one kv head share its read.
+
+        The rows of a prompt ask its keys in one product: they are read once, whatever the number of answers.
+        """
         rows, heads, width = len(self.at), query.shape[1], query.shape[3]
+        kv, asked, groups = key.shape[1], self.prompt_width, self.groups
         keys, values = self._grown(self.cache.keys[layer], key), self._grown(self.cache.values[layer], value)
-        kv = key.shape[1]
-        folded = query[0].transpose(0, 1).reshape(rows * kv, heads // kv, width)
+        prompts = (x[layer].view(-1, *x[layer].shape[2:]) for x in (self.cache.prompt_keys, self.cache.prompt_values))
+        prompt_keys, prompt_values = (x[: groups.prompts * kv, :asked] for x in prompts)
         scale = width**-0.5 if look.scaling is None else look.scaling
+        folded = (query[0].transpose(0, 1) * scale).reshape(rows, kv, heads // kv, width).contiguous()
         mask = self.mask(look.window, folded)
-        with multiplying("default"):  # many tiny products: oneDNN takes twice as long to set them up
-            # keys times query is 1.7 times as fast as query times keys here: few queries share the many keys of a row
-            scores = torch.bmm(keys, (folded * scale).transpose(1, 2)).transpose(1, 2)
+        seen = folded.new_empty(rows, kv, heads // kv, asked + self.width)
+        # keys times query is up to 1.7 times as fast as query times keys here: few queries share the many keys of a row
+        with multiplying("default"):  # many tiny products: oneDNN takes longer to set them up
+            own = torch.bmm(keys, folded.view(rows * kv, -1, width).transpose(1, 2)).transpose(1, 2)
+        together = torch.bmm(prompt_keys, groups.gather(folded).transpose(1, 2)).transpose(1, 2)
+        for scores, cells in ((groups.scatter(together, kv), slice(asked)), (own, slice(asked, None))):
+            into = seen[..., cells]
             if look.cap is not None:
-                scores = scores.div_(look.cap).tanh_().mul_(look.cap)
-            seen = torch.add(scores, mask, out=folded.new_empty(scores.shape))
-            out = torch.bmm(nn.functional.softmax(seen, dim=-1), values)
+                scores = scores.div(look.cap).tanh_().mul_(look.cap)
+            torch.add(scores.view(into.shape), mask[..., cells], out=into)
+        weights = seen.softmax(-1)
+        out = torch.bmm(weights.view(rows * kv, -1, asked + self.width)[..., asked:], values).view(folded.shape)
+        out += groups.scatter(torch.bmm(groups.gather(weights[..., :asked]), prompt_values), kv)
         return out.view(1, rows, heads, width)
 
-    def mask(self, window: int | None, like: Tensor) -> Float[Tensor, "R*K 1 T"]:
-        """Additive: what a row has not written yet, and what has left its window."""
+    def mask(self, window: int | None, like: Tensor) -> Float[Tensor, "R 1 1 t"]:
+        """Additive, over the prompt's cells and then the row's own: what is not written yet, and what has left the window."""
         place = (window, like.dtype)
         if place not in self._masks:
-            cells = torch.arange(self.width, device=self.at.device)[None, :]
-            seen = cells <= self.at[:, None]
+            begin = (self.at - self.said)[:, None]
+            in_prompt = torch.arange(self.prompt_width, device=self.at.device)[None, :].expand(len(self.at), -1)
+            own = torch.arange(self.width, device=self.at.device)[None, :]
+            seen = torch.cat([in_prompt < begin, own <= self.said[:, None]], dim=1)
             if window is not None:
-                seen &= cells > self.at[:, None] - window
+                seen &= torch.cat([in_prompt, begin + own], dim=1) > self.at[:, None] - window
             mask = torch.zeros(seen.shape, dtype=like.dtype, device=seen.device).masked_fill_(~seen, float("-inf"))
-            self._masks[place] = mask.repeat_interleave(like.shape[0] // len(self.at), dim=0)[:, None]
+            self._masks[place] = mask[:, None, None]
         return self._masks[place]
 
-    def _grown(self, buffer: Float[Tensor, "R K T D"], fresh: Float[Tensor, "1 K R D"]) -> Float[Tensor, "R*K t D"]:
+    def _grown(self, buffer: Buffer, fresh: Float[Tensor, "1 K R D"]) -> Float[Tensor, "R*K t D"]:
         """The rows with their new cell written, cut to the cells that are seen."""
         rows, kv, room, width = buffer.shape
         buffer.view(-1, width).index_copy_(0, self.cells, fresh[0].transpose(0, 1).reshape(-1, width))

@@ -46,6 +46,11 @@ def multiplying(gemm: Gemm) -> Iterator[None]:
         matmul.fp32_precision = before
 
 
+def in_use() -> Gemm:
+    """Which one multiplies now."""
+    return "onednn" if torch.backends.mkldnn.matmul.fp32_precision == "bf16" else "default"  # type: ignore[attr-defined]
+
+
 def rounding(gemm: Gemm) -> float:
     """Largest error of a product of random float32 matrices, relative to its largest entry: 1e-6, or 4e-3 in bfloat16."""
     x, w = _matrices(64, 512, 128)

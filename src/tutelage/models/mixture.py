@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig
 
-from tutelage.models.cache import KeyValues, Prefill, Step
+from tutelage.models.cache import KeyValues, Prefill, Room, Step
 from tutelage.models.packing import backbone_of
 from tutelage.models.sampling import Decoder, Read
 
@@ -33,13 +33,12 @@ class MixtureDecoder(Decoder):
         assert self.other is not None, "a mixture has two models"
         assert 0 <= self.mixing <= 1, self.mixing
 
-    def _allocate(self, config: PretrainedConfig, rows: int, tokens: int, like: Tensor) -> KeyValues:
-        """Layers of pi, then those of mu, over the same lengths: rows that move, move in both."""
+    def _allocate(self, config: PretrainedConfig, room: Room, like: Tensor) -> KeyValues:
+        """Layers of pi, then those of mu, over the same rows: what moves, moves in both."""
         assert self.other is not None
-        mine = super()._allocate(config, rows, tokens, like)
         trunk = backbone_of(self.other.module)
-        theirs = self.other._allocate(trunk.config, rows, tokens, next(trunk.parameters()))
-        return KeyValues(mine.keys + theirs.keys, mine.values + theirs.values, mine.lengths)
+        theirs = self.other._allocate(trunk.config, room, next(trunk.parameters()))
+        return super()._allocate(config, room, like).beside(theirs)
 
     def reader(self, tokens: int) -> Read:
         """Both models' logits, mixed."""
@@ -48,11 +47,10 @@ class MixtureDecoder(Decoder):
         layers = backbone_of(self.module).config.num_hidden_layers
 
         def read(line: Tensor, layout: Prefill | Step, places: slice | list[int]) -> Tensor:
-            whole = layout.cache
-            pi = KeyValues(whole.keys[:layers], whole.values[:layers], whole.lengths)
-            mu = KeyValues(whole.keys[layers:], whole.values[layers:], whole.lengths)
+            parts = (layout.cache.layers(which) for which in (slice(layers), slice(layers, None)))
             ours, others = (
-                each(line, replace(layout, cache=part), places) for each, part in ((mine, pi), (theirs, mu))
+                each(line, replace(layout, cache=part), places)
+                for each, part in zip((mine, theirs), parts, strict=True)
             )
             with torch.inference_mode():
                 return (1 - self.mixing) * ours + self.mixing * others

@@ -6,6 +6,7 @@ answer has its own random stream from (seed, prompt index, answer index), so it 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -19,7 +20,7 @@ from transformers import PretrainedConfig
 
 from tutelage.models.attention import Span
 from tutelage.models.brief import hidden_states, readout
-from tutelage.models.cache import KeyValues, Prefill, Step
+from tutelage.models.cache import KeyValues, Prefill, Room, Step
 from tutelage.models.drawing import Decoding, draw, uniforms_of
 from tutelage.models.packing import backbone_of, unsupported
 from tutelage.models.rough import Precision
@@ -125,16 +126,17 @@ class Decoder:
             for g in range(answers)
         ]
         weight = next(backbone_of(self.module).parameters())
-        longest = max((len(p) for p in prompts), default=0) + decoding.max_tokens
         slots = min(self.rows, len(waiting))
-        cache = self._allocate(backbone_of(self.module).config, slots, longest, weight)
+        longest = max((len(p) for p in prompts), default=0)
+        room = Room(slots, decoding.max_tokens, min(slots, len(prompts)), longest)
+        cache = self._allocate(backbone_of(self.module).config, room, weight)
         read = self.reader(decoding.max_tokens) if waiting else None
         active: list[_Row] = []
         while waiting or active:
             assert read is not None
             if waiting and (len(active) <= slots * 3 // 4 or not active):
                 entering, waiting = waiting[: slots - len(active)], waiting[slots - len(active) :]
-                logits = _prefill(prompts, entering, len(active), cache, read)
+                logits = _prefill(prompts, entering, cache, read)
                 _draw(entering, logits, decoding)
                 fresh, active = entering, active + entering
             else:
@@ -144,9 +146,9 @@ class Decoder:
             yield fresh
             active = _keep(active, cache)
 
-    def _allocate(self, config: PretrainedConfig, rows: int, tokens: int, like: Tensor) -> KeyValues:
+    def _allocate(self, config: PretrainedConfig, room: Room, like: Tensor) -> KeyValues:
         """The cache of all rows that are decoded at once."""
-        return KeyValues.allocate(config, rows, tokens, like)
+        return KeyValues.allocate(config, room, like)
 
     def reader(self, tokens: int) -> Read:
         """The forward over the weights as they are now, for about `tokens` steps; it must not outlive a change of them."""
@@ -168,32 +170,28 @@ class Decoder:
 
 
 def _prefill(
-    prompts: Sequence[Sequence[int]], entering: list[_Row], first: int, cache: KeyValues, read: Read
+    prompts: Sequence[Sequence[int]], entering: list[_Row], cache: KeyValues, read: Read
 ) -> Float[Tensor, "R V"]:
-    """Compute each entering prompt once, fill the cache of its rows, and return each row's first logits."""
-    rows_of: dict[int, list[int]] = {}
-    for offset, row in enumerate(entering):
-        rows_of.setdefault(row.prompt, []).append(first + offset)
+    """Compute each entering prompt once, keep its keys and values for its rows, and return each row's first logits."""
+    answers = Counter(row.prompt for row in entering)  # in the order of the rows, which come prompt by prompt
+    slots = [cache.admit(p, len(prompts[p]), count) for p, count in answers.items()]
     ids, positions, spans = [], [], []
-    for p, rows in rows_of.items():
+    for p in answers:
         spans.append(Span(len(ids), len(ids) + len(prompts[p])))
         ids.extend(prompts[p])
         positions.extend(range(len(prompts[p])))
-        cache.lengths[rows] = len(prompts[p])
     line = torch.tensor([ids, positions], device=cache.lengths.device)
-    layout = Prefill(spans, list(rows_of.values()), cache)
-    logits = read(line, layout, [span.stop - 1 for span in spans])
-    which = {p: i for i, p in enumerate(rows_of)}
+    logits = read(line, Prefill(spans, slots, cache), [span.stop - 1 for span in spans])
+    which = {p: i for i, p in enumerate(answers)}
     return logits[[which[row.prompt] for row in entering]]
 
 
 def _advance(active: list[_Row], cache: KeyValues, read: Read) -> Float[Tensor, "R V"]:
     """Feed each active row its newest token; logits of the next."""
-    count = len(active)
-    step = Step.of(cache, count)
+    step = Step.of(cache)
     newest = torch.tensor([row.tokens[-1] for row in active], device=step.at.device)
     logits = read(torch.stack([newest, step.at]), step, slice(None))
-    cache.lengths[:count] += 1
+    cache.lengths[: len(active)] += 1
     return logits
 
 
@@ -209,15 +207,14 @@ def _draw(rows: list[_Row], logits: Float[Tensor, "R V"], decoding: Decoding) ->
 
 
 def _keep(rows: list[_Row], cache: KeyValues) -> list[_Row]:
-    """Drop ended rows; the last active ones move into their places in the cache."""
+    """Drop ended rows; the last active ones move into their places, as they do in the cache."""
     rows = list(rows)
     at = 0
     while at < len(rows):
         if not rows[at].ended:
             at += 1
             continue
-        if at < len(rows) - 1:
-            cache.move(len(rows) - 1, at)
-            rows[at] = rows[-1]
+        cache.leave(at)
+        rows[at] = rows[-1]
         rows.pop()
     return rows
