@@ -104,18 +104,20 @@ def _block(
     window = backbone.config.sliding_window if windowed(backbone.config, number) else None
     look, width = Look(attention.scaling, window), attention.head_dim
 
-    def heads(x: Tensor, norm: nn.Module | None) -> Float[Tensor, "H N D"]:
+    def heads(x: Tensor, norm: nn.Module | None = None) -> Float[Tensor, "N H D"]:
         split = x.view(len(x), -1, width)
-        return (split if norm is None else norm(split)).transpose(0, 1)
+        return split if norm is None else norm(split)
 
     def forward(x: Tensor, cos: Tensor, sin: Tensor, layout: Layout) -> Tensor:
         normed = layer.input_layernorm(x)
         q, k = heads(query(normed), query_norm), heads(key(normed), key_norm)
-        q, k = (each * cos + rotate_half(each) * sin for each in (q, k))
-        seen = layout.attend(number, q[None], k[None], heads(value(normed), None)[None], look)
+        both = torch.cat([q, k], dim=1).transpose(0, 1)
+        turned = (both * cos + rotate_half(both) * sin)[None]
+        q, k = turned.split([q.shape[1], k.shape[1]], dim=1)
+        seen = layout.attend(number, q, k, heads(value(normed)).transpose(0, 1)[None], look)
         x = x + out(seen.reshape(len(x), -1))
         normed = layer.post_attention_layernorm(x)
-        return x + down(mlp.act_fn(gate(normed)) * up(normed))
+        return x + down(mlp.act_fn(gate(normed)).mul_(up(normed)))
 
     return forward
 

@@ -49,8 +49,8 @@ class Groups:
         most = max(len(rows) for rows in rows_of)
         members = [row for rows in rows_of for row in rows + [0] * (most - len(rows))]
         place = [held[row] * most + rows_of[held[row]].index(row) for row in range(len(held))]
-        index = (torch.tensor(each, device=device) for each in (list(held), members, place))
-        return cls(*index, len(rows_of), members == list(range(len(held))))
+        slots, padded, back = (torch.tensor(each, device=device) for each in (list(held), members, place))
+        return cls(slots, padded, back, len(rows_of), members == list(range(len(held))))
 
     def gather(self, x: Float[Tensor, "R K r n"]) -> Float[Tensor, "P*K M*r n"]:
         """What the rows of a prompt ask, side by side."""
@@ -94,8 +94,8 @@ class KeyValues:
             return [like.new_zeros(count, heads, tokens, width) for _ in range(config.num_hidden_layers)]
 
         own, asked = (room.rows, room.tokens), (room.prompts, room.prompt_tokens)
-        lengths = (torch.zeros(count, dtype=torch.long, device=like.device) for count in (room.rows, room.prompts))
-        return cls(buffers(*own), buffers(*own), buffers(*asked), buffers(*asked), *lengths)
+        said, read = (torch.zeros(count, dtype=torch.long, device=like.device) for count in (room.rows, room.prompts))
+        return cls(buffers(*own), buffers(*own), buffers(*asked), buffers(*asked), said, read)
 
     def beside(self, other: KeyValues) -> KeyValues:
         """This one's layers and then `other`'s, over the same rows."""
