@@ -236,7 +236,7 @@ def test_headers_confine_the_browser_on_every_answer(world: World) -> None:
     ):
         headers = client.get(path).headers
         assert headers["content-security-policy"] == POLICY
-        assert (headers["x-content-type-options"], headers["referrer-policy"]) == ("nosniff", "no-referrer")
+        assert (headers["x-content-type-options"], headers["referrer-policy"]) == ("nosniff", "same-origin")
         assert "access-control-allow-origin" not in headers
         assert "server" not in headers
         assert path.startswith("/static") or headers["cache-control"] == "no-store"

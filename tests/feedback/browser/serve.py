@@ -18,6 +18,7 @@ from tutelage.feedback.database import Database, open_database
 from tutelage.feedback.schema import judgment_event
 from tutelage.feedback.server.app import create_app
 from tutelage.feedback.server.settings import Settings
+from tutelage.stages.collect import Collect, reader
 
 
 def dies_before_commit(db: Database) -> None:
@@ -52,7 +53,7 @@ def main() -> None:
     db = open_database(url)
     if when == ["before-commit"]:
         dies_before_commit(db)
-    app = create_app(db, Settings(port=int(port)))
+    app = create_app(db, Settings(port=int(port), read_items=reader(Collect(), None)))
     uvicorn.run(dies_before_reply(app) if when == ["before-reply"] else app, port=int(port), log_level="warning")
 
 

@@ -187,6 +187,52 @@ def test_right_to_left_and_the_end(person: Any, site: dict[str, Any], axe: str, 
     pictures(person, "done-wide")
 
 
+def test_joining_and_the_qualification_test(
+    person: Any, site: dict[str, Any], server: Any, items: Any, axe: str, pictures: Any
+) -> None:
+    """From an invitation to the link to keep; then known answers, told right and wrong, to the end of the test."""
+    from dataclasses import replace
+
+    person.enter("Grace Hopper")
+    person.driver.delete_all_cookies()
+    look(person, "wide")
+    person.open(site["pages"]["join"])
+    person.write("Ada Lovelace")
+    person.press("Enter")
+    person.wait_for("h1")
+    check(person, axe)
+    pictures(person, "joined-wide")
+    why = "It says **what was asked**, and no more."
+    known = [
+        replace(one, check_answer={"choice": "first"}, explanation=why, key=f"q{i}")
+        for i, one in enumerate(items("preference", 12))
+    ]
+    options = {"qualify": 12, "qualify_threshold": 0.99}
+    project = server.project("preference", known, "Before you begin", check_share=0.0, options=options)
+    person.enter("Newcomer at the door", "labeller", project).open(f"/p/{project}/judge")
+    for view in VIEWS:
+        look(person, view)
+        check(person, axe)
+        pictures(person, f"qualify-{view}")
+    seen: set[str] = set()
+    for _ in range(12):
+        person.press("1", "Enter")
+        person.wait_for("dialog.told")
+        kind = "wrong" if person.find("dialog.told.wrong") else "right"
+        for view in VIEWS if kind not in seen else ():
+            look(person, view)
+            check(person, axe)
+            pictures(person, f"told-{kind}-{view}")
+        seen.add(kind)
+        person.press("Enter")
+        person.wait_for("#stage[aria-busy=false]")
+    assert seen == {"right", "wrong"}, "sides are drawn for each"
+    person.wait_for(".stage.ended")
+    check(person, axe)
+    pictures(person, "qualify-over-phone")
+    person.complaints()
+
+
 @pytest.fixture(scope="module")
 def judged(server: Any, items: Any) -> int:
     """A project in which three people have judged forty pairs each, two of them mostly alike."""
