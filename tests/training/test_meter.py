@@ -90,9 +90,9 @@ def test_a_run_logs_its_limits(method, tmp_path):
 
 
 def test_what_small_passes_compute_again_shows(tmp_path):
-    """Passes of at most 16 tokens: groups of 4 + 18 and 2 + 18 are cut after two rows of 6, and each prompt is read twice."""
+    """Passes of 16 tokens: a group of 4 + 18 is cut after two rows of 6, and its prompt read twice; 2 + 18 stay together."""
     for row in run(a_task(GRPO(group_size=3), budget=16), tmp_path, limited=False):
-        assert row["recomputed"] == pytest.approx(1 - 42 / (42 + 4 + 2))
+        assert row["recomputed"] == pytest.approx(1 - 42 / (42 + 4))
         assert not any(name.startswith("fraction_of_limit") for name in row)
 
 

@@ -319,12 +319,22 @@ def test_the_heaviest_micro_batch_is_the_longest_row_and_what_fits_beside_it():
     assert heaviest(batch, 40, 8).lengths.tolist() == [30, 4, 1]  # 31 + 5 + 2; 23 and 11 do not fit
     assert heaviest(batch, 40, 2).lengths.tolist() == [30, 4]  # a step has two rows
     assert heaviest(batch, 20, 8).lengths.tolist() == [30]  # a row may exceed a pass
+    group = sequences([[1], [2, 3]], [0, 1, 1, 1], [[9] * 20, [8] * 18, [7] * 17, [6] * 13])
+    assert heaviest(group, 40, 8).lengths.tolist() == [18, 17, 13]  # 2 + 48 tokens stay together, 1 + 20 + 2 + 13 fit
+    assert heaviest(group, 39, 8).lengths.tolist() == [18, 17]  # not 50 tokens: 39 * 1.25 is less; 37 are more than 36
 
 
 def test_a_step_of_sampling_is_imagined_at_its_longest(tiny, chat):
     source = rl_task(policy_of(tiny[0]), chat).draw
-    one = imagined(source, [[1, 2, 3, 4], [5, 6]], 2, 20)
+    one = imagined(source, [[1, 2, 3, 4], [5, 6]], 2, 23)
     assert packed_tokens(one) == 4 + 2 * 12  # a group of two answers of twelve tokens to the longer prompt
+    shorter = imagined(source, [[1, 2, 3, 4], [5, 6]], 2, 20)
+    assert packed_tokens(shorter) == 4 + 2 * 10  # at most 25 tokens stay together; two answers of twelve would not
+    assert (
+        packed_tokens(imagined(source, [[1, 2, 3, 4], [5, 6]], 2, 10)) == 4 + 2 * 12
+    )  # nor one row: 16 are more than 12
+    side = imagined(source, [[1, 2, 3, 4], [5, 6]], 2, 30)
+    assert packed_tokens(side) == 4 + 2 + 4 * 6  # two groups in a piece of 30
     both = imagined(source, [[1, 2, 3, 4], [5, 6]], 2, 1000)
     assert packed_tokens(both) == 4 + 2 + 4 * 12
     assert both.rewards.tolist() == [0, 1, 0, 1]  # groups differ, or no advantage would reach the weights

@@ -120,9 +120,9 @@ def test_a_model_that_cannot_run_packed_is_refused_at_the_door(capsys):
 
 
 def test_a_reward_model_needs_each_prompt_once_however_its_passes_are_cut():
-    """Pieces of at most 6 tokens: {prompt of 3, 2 + 1 said} and {prompt of 1, 3 said}; of at most 5 the first is cut in two."""
+    """Pieces of at most 6 tokens: {prompt of 3, 2 + 1 said} and {prompt of 1, 3 said}; of 4 the first is cut in two."""
     scalar = new_scalar_model(tiny()[0].model)
-    for budget, through in ((6, 10), (5, 13)):
+    for budget, through in ((6, 10), (5, 10), (4, 13)):
         book = Book()
         with Passes(Models(), (scalar,)).counted(book), torch.no_grad():
             HeadedModel(scalar, tokens_per_pass=budget).scores(ANSWERS)

@@ -1,7 +1,9 @@
 """Attention between packed tokens: who sees whom, in as few scores as the layout allows.
 
 A span is a sequence, or a prompt and its answers. Answers see the prompt and themselves: over all pairs of a span's tokens
-most scores would be thrown away, so where it is cheaper the answers run side by side over the prompt's keys and their own.
+most scores would be thrown away. Float32 and float64 on a CPU go block by block (models/blocks.py), each over what it sees;
+all else (a GPU, half precision, soft-capped scores) through PyTorch's own attention, where it is cheaper with the answers
+side by side over the prompt's keys and their own.
 """
 
 from __future__ import annotations
@@ -12,6 +14,8 @@ from dataclasses import dataclass, field
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+
+from tutelage.models.blocks import Block, attend_blocks, cut
 
 SPLIT = 0.5
 """Answers run side by side where that needs at most this share of the scores: gathering them costs as much as 0.3 of them."""
@@ -41,6 +45,9 @@ class Span:
     answers: tuple[int, ...] = ()
     parents: tuple[int, ...] = ()
     _masks: dict[tuple[int | None, torch.dtype], Tensor | None] = field(default_factory=dict, repr=False, compare=False)
+    _blocks: dict[tuple[int | None, torch.dtype], tuple[Block, ...]] = field(
+        default_factory=dict, repr=False, compare=False
+    )
 
     @property
     def tokens(self) -> int:
@@ -68,6 +75,15 @@ class Span:
         mask = self.mask(look.window, query)
         return attend(query, key, value, mask, look).transpose(1, 2)
 
+    def blocks(self, window: int | None, dtype: torch.dtype) -> tuple[Block, ...]:
+        """The same as blocks of queries, with the tokens counted on the line. Made once for all layers."""
+        place = (window, dtype)
+        if place not in self._blocks:
+            sight = Sight(self.prompt, self.answers, self.parents)
+            blocks = cut((self.prompt, *self.answers), lambda start, stop: sight(start, stop, window), dtype)
+            self._blocks[place] = tuple(block.moved(self.start) for block in blocks)
+        return self._blocks[place]
+
     def mask(self, window: int | None, like: Tensor) -> Float[Tensor, "q k"] | None:
         """Additive; of an answer over the prompt and itself where `split`, else of all tokens. None: causal is right."""
         place = (window, like.dtype)
@@ -87,20 +103,30 @@ class Span:
         return torch.zeros(seen.shape, dtype=like.dtype).masked_fill_(~seen, float("-inf")).to(like.device)
 
 
+class Sight:
+    """Who sees whom in a prompt and its answers, for some of its tokens at a time: all at once are the square of many."""
+
+    def __init__(self, prompt: int, answers: Sequence[int], parents: Sequence[int] = ()) -> None:
+        sizes, first = [prompt, *answers], [0]
+        self.line = torch.eye(len(sizes), dtype=torch.bool)  # piece i goes on, at first or second hand, from piece j
+        for piece, parent in enumerate(parents or [0] * len(answers), start=1):
+            self.line[piece] |= self.line[parent]
+            first.append(first[parent] + sizes[parent])
+        self.owner = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
+        self.place = torch.cat([torch.arange(at, at + size) for at, size in zip(first, sizes, strict=True)])
+
+    def __call__(self, start: int, stop: int, window: int | None = None) -> Bool[Tensor, "q stop"]:
+        """Rows start..stop over the columns before `stop`: not later, of the same line, less than `window` places back."""
+        order = torch.arange(stop)
+        sight = (order <= order[start:, None]) & self.line[self.owner[start:stop]][:, self.owner[:stop]]
+        return sight if window is None else sight & (self.place[:stop] > self.place[start:stop, None] - window)
+
+
 def group_sight(
     prompt: int, answers: Sequence[int], window: int | None = None, parents: Sequence[int] = ()
 ) -> Bool[Tensor, "n n"]:
     """Row i sees column j: j is not later, of the same answer or what it goes on from, and less than `window` places back."""
-    sizes, first = [prompt, *answers], [0]
-    line = torch.eye(len(sizes), dtype=torch.bool)  # piece i goes on, at first or second hand, from piece j
-    for piece, parent in enumerate(parents or [0] * len(answers), start=1):
-        line[piece] |= line[parent]
-        first.append(first[parent] + sizes[parent])
-    owner = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
-    place = torch.cat([torch.arange(start, start + size) for start, size in zip(first, sizes, strict=True)])
-    order = torch.arange(len(owner))
-    sight = (order[None, :] <= order[:, None]) & line[owner][:, owner]
-    return sight if window is None else sight & (place[None, :] > place[:, None] - window)
+    return Sight(prompt, answers, parents)(0, prompt + sum(answers), window)
 
 
 def _causal(queries: int, keys: int, window: int | None) -> Bool[Tensor, "q k"]:
@@ -174,6 +200,21 @@ def attend_spans(
     look: Look,
 ) -> Float[Tensor, "1 N H D"]:
     """Attention inside each span, side by side on the line."""
+    if query.device.type == "cpu" and query.dtype in (torch.float32, torch.float64) and look.cap is None:
+        scale = query.shape[-1] ** -0.5 if look.scaling is None else look.scaling
+        blocks = [block for span in spans for block in span.blocks(look.window, query.dtype)]
+        return attend_blocks(blocks, query, key, value, scale)
+    return attend_squares(spans, query, key, value, look)
+
+
+def attend_squares(
+    spans: Sequence[Span],
+    query: Float[Tensor, "1 H N D"],
+    key: Float[Tensor, "1 K N D"],
+    value: Float[Tensor, "1 K N D"],
+    look: Look,
+) -> Float[Tensor, "1 N H D"]:
+    """The same through PyTorch's own attention, on any device and in any precision."""
     sizes = [span.tokens for span in spans]
     parts = zip(*(x.split(sizes, dim=2) for x in (query, key, value)), strict=True)
     return torch.cat([span.attend(q, k, v, look) for span, (q, k, v) in zip(spans, parts, strict=True)], dim=1)

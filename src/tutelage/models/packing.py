@@ -22,6 +22,8 @@ from tutelage.models.attention import Look, Span, attend_spans
 from tutelage.models.line import Line, Piece, continuations, rows_of
 
 ATTENTION = "tutelage_packed"
+SLACK = 1.25
+"""What all rows of one prompt may need, as a multiple of the tokens of a pass, and stay in one: split, they pay it twice."""
 
 
 @dataclass(frozen=True)
@@ -177,31 +179,37 @@ def padded_hidden(backbone: PreTrainedModel, batch: Sequences) -> tuple[Float[Te
 
 
 def micro_batches(batch: Rows, tokens: int) -> list[Int[Tensor, "b"]]:
-    """Split rows into pieces of at most `tokens` packed tokens (a single row may exceed it), answers to one prompt together.
+    """Split rows into pieces of at most `tokens` packed tokens, answers to one prompt together, the longest first.
 
-    The longest rows of a prompt come first; one that does not fit whole is split between pieces (and computed in each), each
-    with rows of about one length, which pad least side by side.
+    A single row may exceed that, and all rows of one prompt by `SLACK`, alone in their piece. Those that need more are split
+    between pieces (the prompt is computed in each), each with rows of about one length, which pad least side by side.
     Answers that stand in several rows of a piece (comparisons of one ranking) count once, as they are computed once.
     """
     parts = batch.sequences()
     keys = list(zip(*(row_keys(part) for part in parts), strict=True))
     lengths = [part.lengths.tolist() for part in parts]
-    prompt_of = parts[0].prompt_of.tolist()
     prompt_length = [len(p) for p in parts[0].prompts.tokens]
+    members: dict[int, list[int]] = {}
+    for row, prompt in enumerate(parts[0].prompt_of.tolist()):
+        members.setdefault(prompt, []).append(row)
     pieces: list[list[int]] = []
     used, seen = 0, set()
-    longest = [max(part[row] for part in lengths) for row in range(len(prompt_of))]
-    for row in sorted(range(len(prompt_of)), key=lambda row: (prompt_of[row], -longest[row], row)):
-        prompt = prompt_of[row]
+    for prompt in sorted(members):
 
-        def cost(seen: set[tuple[int, ...]], row: int = row, prompt: int = prompt) -> int:
-            fresh = {key: lengths[part][row] for part, key in enumerate(keys[row]) if key not in seen}
-            return sum(fresh.values()) + (0 if (prompt,) in seen else prompt_length[prompt])
+        def fresh(rows: list[int], seen: set[tuple[int, ...]], prompt: int = prompt) -> int:
+            """Tokens that these rows would add."""
+            new = {key: lengths[part][row] for row in rows for part, key in enumerate(keys[row]) if key not in seen}
+            return sum(new.values()) + (0 if (prompt,) in seen else prompt_length[prompt])
 
-        if not pieces or used + cost(seen) > tokens:
-            pieces.append([])
-            used, seen = 0, set()
-        used += cost(seen)
-        seen |= {*keys[row], (prompt,)}
-        pieces[-1].append(row)
+        alone = fresh(members[prompt], set())
+        limit = tokens if alone > SLACK * tokens else max(tokens, alone)
+        if alone <= limit and used + alone > tokens:
+            used = limit  # closed: in a piece of their own they need the prompt once
+        for row in sorted(members[prompt], key=lambda row: (-max(part[row] for part in lengths), row)):
+            if not pieces or used + fresh([row], seen) > limit:
+                pieces.append([])
+                used, seen = 0, set()
+            used += fresh([row], seen)
+            seen |= {*keys[row], (prompt,)}
+            pieces[-1].append(row)
     return [torch.tensor(piece) for piece in pieces]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -13,7 +13,7 @@ import torch
 from tutelage.console import duration
 from tutelage.data.batch import Rollouts, Rows, row_keys
 from tutelage.models.hardware import peak_memory
-from tutelage.models.packing import micro_batches
+from tutelage.models.packing import SLACK, micro_batches
 from tutelage.records import Answer
 from tutelage.training.findings import Finding, adapted_layers, row_totals
 from tutelage.training.loop import Task
@@ -88,7 +88,7 @@ def untouched(task: Task) -> Iterator[None]:
 
 
 def heaviest(batch: Rows, tokens: int, rows: int) -> Rows:
-    """The largest micro-batch of at most `rows` rows: the longest row, and what else fits beside it, longest first."""
+    """The largest micro-batch of at most `rows` rows: what fits beside the longest, or a prompt's rows that stay together."""
     totals = torch.stack([row_totals(part) for part in batch.sequences()]).sum(0)
     order = totals.argsort(descending=True, stable=True)
     spread = order[:: max(1, len(order) // CANDIDATES)]
@@ -96,25 +96,41 @@ def heaviest(batch: Rows, tokens: int, rows: int) -> Rows:
     few = batch[chosen[totals[chosen].argsort(descending=True, stable=True)]]
     keys = list(zip(*(row_keys(part) for part in few.sequences()), strict=True))
     heads = [len(p) for p in few.sequences()[0].prompts.tokens]
-    piece, used, seen = [], 0, set()
+    members: dict[int, list[int]] = {}
     for row, sides in enumerate(keys):
-        fresh = {key for key in sides if key not in seen}
-        prompt = sides[0][0]
-        cost = sum((len(key) - 1) // 2 for key in fresh) + (0 if (prompt,) in seen else heads[prompt])
-        if len(piece) < rows and (not piece or used + cost <= tokens):
-            piece.append(row)
-            used, seen = used + cost, seen | fresh | {(prompt,)}
-    return few[piece]
+        members.setdefault(sides[0][0], []).append(row)
+
+    def filled(candidates: Iterable[int], limit: int) -> tuple[int, list[int]]:
+        """Packed tokens, and the rows: the first, and each other that fits."""
+        piece, used, seen = [], 0, set()
+        for row in candidates:
+            fresh = {key for key in keys[row] if key not in seen}
+            prompt = keys[row][0][0]
+            cost = sum((len(key) - 1) // 2 for key in fresh) + (0 if (prompt,) in seen else heads[prompt])
+            if len(piece) < rows and (not piece or used + cost <= limit):
+                piece.append(row)
+                used, seen = used + cost, seen | fresh | {(prompt,)}
+        return used, piece
+
+    groups = [filled(group, int(SLACK * tokens)) for group in members.values() if len(group) > 1]
+    return few[max([filled(range(len(keys)), tokens), *groups], key=lambda found: found[0])[1]]
 
 
 def imagined(source: RolloutSource, longest: Sequence[Sequence[int]], prompts: int, tokens: int) -> Rollouts:
-    """Groups of the longest answers to the longest prompts, enough to fill a micro-batch; a step holds nothing heavier."""
-    a_group = source.group_size * source.decoding.max_tokens + len(longest[0])
-    heads = list(longest[: min(prompts, -(-tokens // a_group))])
+    """Groups of the longest answers to the longest prompts, enough to fill a micro-batch; a step holds nothing heavier.
+
+    Where these would lie in several pieces, lighter than one of shorter answers may be, the answers are that short.
+    """
+    length, size = source.decoding.max_tokens, source.group_size
+    heads = list(longest[: min(prompts, -(-tokens // (size * length + len(longest[0]))))])
+    room = tokens if len(heads) > 1 else int(SLACK * tokens)
+    shorter = (room - sum(map(len, heads))) // (len(heads) * size)
+    if len(heads[0]) + length <= room and 0 < shorter < length:
+        length = shorter
     draw = random.Random(0)
-    said = [[draw.choices(head, k=source.decoding.max_tokens) for _ in range(source.group_size)] for head in heads]
+    said = [[draw.choices(head, k=length) for _ in range(size)] for head in heads]
     groups = [[Answer("", tuple(ids), (0.0,) * len(ids)) for ids in group] for group in said]
-    rewards = [[float(g % 2) for g in range(source.group_size)] for _ in heads]
+    rewards = [[float(g % 2) for g in range(size)] for _ in heads]
     return rollouts(heads, groups, rewards, source.decoding.temperature)
 
 
