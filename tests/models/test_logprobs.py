@@ -15,6 +15,7 @@ from tutelage.models.logprobs import CausalModel, HeadedModel
 from tutelage.models.lora import LoRA, add_lora, reference_mode
 from tutelage.models.tiny import tiny
 
+ROW_TEMPERATURES = torch.tensor([0.5, 0.7, 1.0, 1.3, 2.0, 0.9, 1.1]).double()
 SIZE = {"hidden": 16, "heads": 2, "kv_heads": 1, "std": 0.3}
 BATCH = sequences(
     [(5, 6, 7), (8,)],
@@ -33,44 +34,82 @@ def inputs(labels: int = 7, hidden: int = 5, vocabulary: int = 11):
 
 
 def plain(h, w, y, temperature):
-    logp = (h @ w.T / temperature).log_softmax(-1)
+    rows = temperature[:, None] if isinstance(temperature, torch.Tensor) and temperature.ndim == 1 else temperature
+    logp = (h @ w.T / rows).log_softmax(-1)
     return logp.gather(1, y[:, None])[:, 0], -(logp.exp() * logp).sum(-1)
 
 
-@pytest.mark.parametrize("chunk", [2, 7, 512])
-@pytest.mark.parametrize("temperature", [0.6, 1.0, 1.3])
-def test_fused_is_plain(chunk, temperature, monkeypatch):
+def in_pieces_of(monkeypatch, rows, words):
+    """Pieces of so many labels, parts of the vocabulary of so many tokens."""
+    monkeypatch.setattr(label_head, "ROWS", rows)
+    monkeypatch.setattr(label_head, "WORDS", words)
+
+
+@pytest.mark.parametrize(("rows", "words"), [(2, 4), (7, 11), (3, 1), (1024, 5), (4, 2048)])
+@pytest.mark.parametrize("temperature", [0.6, 1.0, ROW_TEMPERATURES])
+def test_fused_is_plain(rows, words, temperature, monkeypatch):
     """Values and both gradients, for upstream gradients into log p, into the entropy and into both."""
-    monkeypatch.setattr(label_head, "CHUNK", chunk)
+    in_pieces_of(monkeypatch, rows, words)
     h, w, y = inputs()
     up = torch.randn(2, len(y), generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     for a, b in ((1.0, 0.0), (0.0, 1.0), (1.0, 1.0)):
         found = []
         for head in (_LabelHead.apply, plain):
             logp, entropy = head(h, w, y, temperature)
-            gradients = torch.autograd.grad((a * up[0] * logp + b * up[1] * entropy).sum(), (h, w))
-            found.append((logp.detach(), entropy.detach(), *gradients))
+            loss = (a * up[0] * logp).sum() if not b else (a * up[0] * logp + b * up[1] * entropy).sum()
+            found.append((logp.detach(), entropy.detach(), *torch.autograd.grad(loss, (h, w))))
         for fused, exact in zip(*found, strict=True):
             assert_close(fused, exact, atol=1e-12, rtol=1e-12)
 
 
+@pytest.mark.parametrize("words", [4, 2048])
 @pytest.mark.parametrize("temperature", [0.6, 1.0])
-def test_gradcheck(temperature):
+def test_gradcheck(words, temperature, monkeypatch):
+    in_pieces_of(monkeypatch, 3, words)
     h, w, y = inputs()
     assert gradcheck(lambda h, w: _LabelHead.apply(h, w, y, temperature), (h, w))
+    assert gradcheck(lambda h: _LabelHead.apply(h, w.detach(), y, temperature), (h,))
+    assert gradcheck(lambda h: _LabelHead.apply(h, w.detach(), y, temperature)[0], (h,))
 
 
-@pytest.mark.parametrize("temperature", [0.6, 1.0, torch.tensor([0.5, 0.7, 1.0, 1.3, 2.0, 0.9, 1.1]).double()])
+def test_labels_at_the_borders_of_parts(monkeypatch):
+    """Every token of the vocabulary is a label once: first and last of each part, and of the short part at the end."""
+    in_pieces_of(monkeypatch, 4, 4)
+    h, w, _ = inputs(labels=11)
+    found = []
+    for head in (_LabelHead.apply, plain):
+        logp, _ = head(h, w, torch.arange(11), 1.0)
+        found.append((logp.detach(), *torch.autograd.grad(logp.sum(), (h, w))))
+    for fused, exact in zip(*found, strict=True):
+        assert_close(fused, exact, atol=1e-12, rtol=1e-12)
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_a_large_logit_costs_no_digits(frozen, monkeypatch):
+    """The same 3,000 added to every logit changes no p: the slopes of a label still add up to 0 in fp32.
+
+    3,000 leaves a norm 2e-4 to be wrong by; p made from a rounded norm would be wrong by as much.
+    """
+    in_pieces_of(monkeypatch, 3, 4)
+    h, w, y = (x.detach() for x in inputs())
+    h, w = torch.cat([torch.full_like(h[:, :1], 3000), h], 1), torch.cat([torch.ones_like(w[:, :1]), w], 1)
+    h, w = h.float().requires_grad_(), w.float().requires_grad_(not frozen)
+    _LabelHead.apply(h, w, y, 1.0)[0].sum().backward()
+    assert h.grad is not None
+    assert_close(h.grad[:, 0], torch.zeros(len(y)), atol=2e-6, rtol=0)
+
+
+@pytest.mark.parametrize("temperature", [0.6, 1.0, ROW_TEMPERATURES])
 def test_a_frozen_head_makes_its_gradient_in_forward(temperature, monkeypatch):
     """Its logits are made once for log p; the entropy's gradient needs them again. Temperatures of rows too."""
-    monkeypatch.setattr(label_head, "CHUNK", 3)
+    in_pieces_of(monkeypatch, 3, 4)
     h, w, y = inputs()
     w, rows = w.detach(), torch.as_tensor(temperature, dtype=torch.float64).expand(len(y))[:, None]
     up = torch.randn(2, len(y), generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     made = []
-    cooled = label_head._cooled
-    monkeypatch.setattr(label_head, "_cooled", lambda x, *more: made.append(x.shape) or cooled(x, *more))
-    for a, b, again in ((1.0, 0.0, 0), (0.0, 1.0, 3), (1.0, 1.0, 3)):
+    logits = label_head._logits
+    monkeypatch.setattr(label_head, "_logits", lambda *args: made.append(args) or logits(*args))
+    for a, b, again in ((1.0, 0.0, 0), (0.0, 1.0, 9), (1.0, 1.0, 9)):
         exact = torch.autograd.grad(
             (a * up[0] * plain(h, w, y, rows)[0] + b * up[1] * plain(h, w, y, rows)[1]).sum(), h
         )
@@ -78,7 +117,7 @@ def test_a_frozen_head_makes_its_gradient_in_forward(temperature, monkeypatch):
         made.clear()
         loss = (a * up[0] * logp).sum() if not b else (a * up[0] * logp + b * up[1] * entropy).sum()
         assert_close(torch.autograd.grad(loss, h), exact, atol=1e-12, rtol=1e-12)
-        assert sum(shape[1] == len(w) for shape in made) == 2 * again, "logits and their slope, chunk by chunk"
+        assert len(made) == again, "3 pieces of the labels and 3 parts of the vocabulary"
 
 
 def test_gradients_into_one_side_only():
@@ -91,8 +130,8 @@ def test_gradients_into_one_side_only():
     assert_close(into_w, expected[1])
 
 
-def test_more_labels_than_a_chunk():
-    h, w, y = inputs(labels=label_head.CHUNK + 88, hidden=4, vocabulary=9)
+def test_more_labels_than_a_piece_and_more_vocabulary_than_a_part():
+    h, w, y = inputs(labels=label_head.ROWS + 89, hidden=4, vocabulary=label_head.WORDS + 9)
     for fused, exact in zip(_LabelHead.apply(h, w, y, 0.8), plain(h, w, y, 0.8), strict=True):
         assert_close(fused, exact)
 

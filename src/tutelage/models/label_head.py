@@ -1,6 +1,6 @@
-"""Logits at the labels and nowhere else, in fp32, in chunks that are never kept: log p and entropy of each label.
+"""Logits at the labels and nowhere else, in fp32, in pieces that are never kept: log p and entropy of each label.
 
-Memory does not grow with vocabulary times length.
+Memory does not grow with vocabulary times length, but for a few numbers a label for each `WORDS` tokens of the vocabulary.
 """
 
 from __future__ import annotations
@@ -14,7 +14,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 CHUNK = 512
-"""Labels whose logits exist at the same time: 512 x 49,152 x 4 B = 96 MiB."""
+"""Labels whose logits over the whole vocabulary exist at the same time: 512 x 49,152 x 4 B = 96 MiB."""
+ROWS, WORDS = 1024, 8192
+"""Labels and tokens of the vocabulary of one piece on a CPU: 32 MiB. From 4 to 96 MiB a quiet machine takes the same time
+within 5 %; on a busy one many small pieces take longer, as threads wait for each other at the end of each operation."""
 Temperature = float | Float[Tensor, "N"]
 """One for all labels, or one a label."""
 
@@ -22,6 +25,7 @@ Temperature = float | Float[Tensor, "N"]
 class _LabelHead(torch.autograd.Function):
     """log p and entropy at the labels from hidden states and the head's weight.
 
+    The softmax is taken over each part of the vocabulary alone, and the parts are joined by the share of each.
     Logits are made anew in backward. Where the weight is frozen (an adapter is trained) they need not be: the gradient of
     each log p is one row, W[label] - p W, made in forward while p is there.
     """
@@ -30,55 +34,98 @@ class _LabelHead(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, temperature: Temperature
     ) -> tuple[Tensor, Tensor]:
-        logp, entropy, norm = (hidden.new_empty(len(labels)) for _ in range(3))
+        cooled = _cooled(hidden, temperature)  # and not the logits: V / D times as many
+        parts, pieces, (room, more) = _pieces(cooled, weight)
+        at_label = torch.empty_like(cooled[:, 0])
+        highest, peak, mean = cooled.new_empty(3, len(parts), len(labels))  # logit, its p within the part, mean logit
         frozen = ctx.needs_input_grad[0] and not ctx.needs_input_grad[1]
-        slopes = torch.empty_like(hidden) if frozen else None
-        for at in range(0, len(labels), CHUNK):
-            rows = slice(at, at + CHUNK)
-            logits = _cooled(hidden[rows] @ weight.T, temperature, rows)
-            p = logits.softmax(-1)  # its own exp is the fastest one; the likeliest token gives the norm
-            norm[rows] = logits.amax(-1) - p.amax(-1).log()
-            logp[rows] = logits.gather(-1, labels[rows, None])[:, 0] - norm[rows]
-            entropy[rows] = norm[rows] - torch.einsum("nv,nv->n", p, logits)
-            if slopes is not None:
-                slopes[rows] = _cooled(weight[labels[rows]] - p @ weight, temperature, rows)
+        slopes, so_far = (torch.zeros_like(cooled), torch.full_like(at_label, -torch.inf)) if frozen else (None, None)
+        for part, words in enumerate(parts):
+            for rows in pieces:
+                logits = _logits(cooled[rows], weight[words], room)
+                p = torch.softmax(logits, -1, out=_shaped(more, logits))  # its own exp is the fastest one
+                highest[part, rows], peak[part, rows] = logits.amax(-1), p.amax(-1)
+                here, column = _columns(labels[rows], words)
+                at_label[rows] = torch.where(here, logits.gather(-1, column)[:, 0], at_label[rows])
+                mean[part, rows] = logits.mul_(p).sum(-1)
+                if slopes is not None and so_far is not None:
+                    top = torch.maximum(so_far[rows], highest[part, rows])
+                    p.mul_(((highest[part, rows] - top).exp_() / peak[part, rows])[:, None])  # exp(logit - top)
+                    slopes[rows].mul_((so_far[rows] - top).exp_()[:, None]).addmm_(p, weight[words])
+                    so_far[rows] = top
+        # Differences of logits before anything else: norm - logit loses the digits that a large norm has no room for.
+        log_sum = (highest - highest.amax(0)).sub_(peak.log_())
+        share, above = log_sum.softmax(0), log_sum.logsumexp(0)
+        norm = highest.amax(0) + above
+        entropy = norm - mean.mul_(share).sum(0)
+        if slopes is not None:
+            slopes = _cooled(torch.sub(weight[labels], slopes.div_(above.exp_()[:, None]), out=slopes), temperature)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(hidden, weight, labels, norm, entropy, slopes)
+        ctx.save_for_backward(cooled, weight, labels, share, norm, entropy, slopes)
         ctx.temperature = temperature
-        return logp, entropy
+        return at_label - norm, entropy
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        hidden, weight, labels, norm, entropy, slopes = ctx.saved_tensors
+        cooled, weight, labels, share, norm, entropy, slopes = ctx.saved_tensors
         grad_logp, grad_entropy = grads
         if grad_logp is None:
             grad_logp = torch.zeros_like(norm)
         if slopes is not None and grad_entropy is None:
             return grad_logp[:, None] * slopes, None, None, None
-        into_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
-        into_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        for at in range(0, len(labels), CHUNK):
-            rows = slice(at, at + CHUNK)
-            logits = _cooled(hidden[rows] @ weight.T, ctx.temperature, rows)
-            slope = logits.softmax(-1)
-            # d logp(label) / d logit = onehot - p;  d entropy / d logit = -p (log p + entropy)
-            if grad_entropy is None:
-                slope.mul_(-grad_logp[rows, None])
-            else:
-                shift = logits.add_((entropy - norm)[rows, None]).mul_(grad_entropy[rows, None])
-                slope.mul_(shift.add_(grad_logp[rows, None]).neg_())
-            slope.scatter_add_(1, labels[rows, None], grad_logp[rows, None])
-            slope = _cooled(slope, ctx.temperature, rows)
-            if into_hidden is not None:
-                into_hidden[rows] = slope @ weight
-            if into_weight is not None:
-                into_weight.addmm_(slope.T, hidden[rows])
-        return into_hidden, into_weight, None, None
+        into_hidden = torch.zeros_like(cooled) if ctx.needs_input_grad[0] else None
+        into_weight = torch.empty_like(weight) if ctx.needs_input_grad[1] else None
+        parts, pieces, (room, more) = _pieces(cooled, weight)
+        for part, words in enumerate(parts):
+            for rows in pieces:
+                slope = logits = _logits(cooled[rows], weight[words], room)
+                of_all = -share[part, rows, None]  # the softmax of a part is p but for its share, here with -p's sign
+                # d logp(label) / d logit = onehot - p;  d entropy / d logit = -p (log p + entropy)
+                if grad_entropy is None:
+                    torch.softmax(logits, -1, out=slope).mul_(of_all * grad_logp[rows, None])
+                else:
+                    slope = torch.softmax(logits, -1, out=_shaped(more, logits)).mul_(of_all)
+                    shift = logits.add_((entropy - norm)[rows, None]).mul_(grad_entropy[rows, None])
+                    slope.mul_(shift.add_(grad_logp[rows, None]))
+                here, column = _columns(labels[rows], words)
+                slope.scatter_add_(1, column, (grad_logp[rows] * here)[:, None])
+                if into_hidden is not None:
+                    into_hidden[rows].addmm_(slope, weight[words])
+                if into_weight is not None:
+                    into_weight[words].addmm_(slope.T, cooled[rows], beta=float(rows.start > 0))
+        return None if into_hidden is None else _cooled(into_hidden, ctx.temperature), into_weight, None, None
 
 
-def _cooled(x: Float[Tensor, "n D"], temperature: Temperature, rows: slice) -> Float[Tensor, "n D"]:
-    """x divided by the temperature of its rows, in place."""
-    return x if isinstance(temperature, float) and temperature == 1 else x.div_(at_rows(temperature, rows))
+def _pieces(hidden: Float[Tensor, "N D"], weight: Float[Tensor, "V D"]) -> tuple[list[slice], list[slice], Tensor]:
+    """Parts of the vocabulary, pieces of the labels (of one size), and room for two products of a piece and a part.
+
+    Parts are for the room they save on a CPU; elsewhere one part is the whole vocabulary, and launches are few.
+    """
+    words, rows = (WORDS, ROWS) if hidden.device.type == "cpu" else (len(weight), CHUNK)
+    rows = -(-len(hidden) // -(-len(hidden) // rows))
+    parts = [slice(at, min(at + words, len(weight))) for at in range(0, len(weight), words)]
+    pieces = [slice(at, min(at + rows, len(hidden))) for at in range(0, len(hidden), rows)]
+    return parts, pieces, hidden.new_empty(2, rows * min(words, len(weight)))
+
+
+def _logits(hidden: Float[Tensor, "n D"], weight: Float[Tensor, "v D"], room: Float[Tensor, "R"]) -> Tensor:
+    """hidden W^T [n, v] in `room`."""
+    return torch.mm(hidden, weight.T, out=room[: len(hidden) * len(weight)].view(len(hidden), len(weight)))
+
+
+def _shaped(room: Float[Tensor, "R"], like: Float[Tensor, "n v"]) -> Float[Tensor, "n v"]:
+    return room[: like.numel()].view_as(like)
+
+
+def _columns(labels: Int[Tensor, "n"], words: slice) -> tuple[Tensor, Tensor]:
+    """Which labels lie in this part of the vocabulary [n], and in which of its columns [n, 1]; any where they do not."""
+    here = (labels >= words.start) & (labels < words.stop)
+    return here, (labels - words.start).clamp_(0, words.stop - words.start - 1)[:, None]
+
+
+def _cooled(x: Float[Tensor, "N D"], temperature: Temperature) -> Float[Tensor, "N D"]:
+    """x divided by the temperature of its rows."""
+    return x if isinstance(temperature, float) and temperature == 1 else x / at_rows(temperature, slice(None))
 
 
 def _plain_head(

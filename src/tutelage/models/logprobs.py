@@ -117,7 +117,7 @@ class HeadedModel:
 
 
 def in_pieces(measure: Callable[[Sequences], tuple[Tensor, ...]], batch: Sequences, tokens: int) -> tuple[Tensor, ...]:
-    """With gradient, the batch as it is (the loop has cut it); without, in pieces of at most `tokens` packed tokens."""
+    """With gradient, the batch as it is (the loop has cut it); without, in pieces of about `tokens` packed tokens."""
     if torch.is_grad_enabled() or len(batch) == 0:
         return measure(batch)
     pieces = micro_batches(batch, tokens)
