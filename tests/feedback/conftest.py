@@ -171,10 +171,14 @@ class Server:
         return f"http://127.0.0.1:{self.port}"
 
     def start(self, *dies: str) -> None:
-        """Start it and wait until it answers. `dies`: see killable.py."""
+        """Start it and wait until it answers, or (one that `dies`, see killable.py) is dead already: people may be waiting for it."""
         command = [sys.executable, str(HERE / "killable.py"), self.place.url, str(self.port), *dies]
         self.process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(SOURCE)})
-        _until(self.answers, self.process)
+        _until(lambda: self.answers() or bool(dies and self.ended()), self.process)
+
+    def ended(self) -> bool:
+        """Whether the process is no more."""
+        return self.process is None or self.process.poll() is not None
 
     def answers(self) -> bool:
         """Whether it serves."""

@@ -57,7 +57,7 @@ class Cycle:
 
 
 def decoder(model):
-    return Decoder(model, (257,), lambda ids: "", rows=512)
+    return Decoder(model, (257,), lambda ids: "", rows=2048)
 
 
 def trained(policy, reference, method, matrix, steps):
@@ -93,7 +93,8 @@ def test_exploitability_of_a_language_policy_falls_and_a_trained_best_response_f
     mu = first_token(reference)
     before = float(exploitability(matrix, mu, mu, TAU))
     assert before > 0.05
-    method = NashMD(group_size=512, mixing=0.0, kl_coefficient=TAU, baseline="leave_one_out")
+    # of 2,048 answers: with 512 it ends between 0.012 and 0.027, depending on the last bits of the products; now 0.006 to 0.008
+    method = NashMD(group_size=2048, mixing=0.0, kl_coefficient=TAU, baseline="leave_one_out")
     policy = trained(deepcopy(reference).requires_grad_(True), reference, method, matrix, 60)
     logp = first_token(policy)
     after = float(exploitability(matrix, logp, mu, TAU))
