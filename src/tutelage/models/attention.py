@@ -8,7 +8,7 @@ side by side over the prompt's keys and their own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -218,7 +218,3 @@ def attend_squares(
     sizes = [span.tokens for span in spans]
     parts = zip(*(x.split(sizes, dim=2) for x in (query, key, value)), strict=True)
     return torch.cat([span.attend(q, k, v, look) for span, (q, k, v) in zip(spans, parts, strict=True)], dim=1)
-
-
-Attend = Callable[[int, Tensor, Tensor, Tensor, Look], Tensor]
-"""Layer number, query [1, H, N, D], key and value [1, K, N, D] and how the layer looks -> [1, N, H, D]."""

@@ -14,6 +14,8 @@ from tutelage.models.attention import Look, Span, attend_spans
 from tutelage.models.gemm import multiplying
 
 Buffer = Float[Tensor, "n K T D"]
+BUFFERS = ("keys", "values", "prompt_keys", "prompt_values")
+"""The fields of `KeyValues` that hold one buffer a layer."""
 
 
 @dataclass(frozen=True)
@@ -44,11 +46,13 @@ class Groups:
     def of(cls, held: Sequence[int], device: torch.device) -> Groups:
         """`held`: the prompt of each row; every prompt from 0 to the largest has one."""
         rows_of: list[list[int]] = [[] for _ in range(max(held) + 1)]
+        within = []
         for row, slot in enumerate(held):
+            within.append(len(rows_of[slot]))
             rows_of[slot].append(row)
         most = max(len(rows) for rows in rows_of)
         members = [row for rows in rows_of for row in rows + [0] * (most - len(rows))]
-        place = [held[row] * most + rows_of[held[row]].index(row) for row in range(len(held))]
+        place = [slot * most + nth for slot, nth in zip(held, within, strict=True)]
         slots, padded, back = (torch.tensor(each, device=device) for each in (list(held), members, place))
         return cls(slots, padded, back, len(rows_of), members == list(range(len(held))))
 
@@ -99,19 +103,11 @@ class KeyValues:
 
     def beside(self, other: KeyValues) -> KeyValues:
         """This one's layers and then `other`'s, over the same rows."""
-        own = (self.keys + other.keys, self.values + other.values)
-        return KeyValues(
-            *own,
-            self.prompt_keys + other.prompt_keys,
-            self.prompt_values + other.prompt_values,
-            self.lengths,
-            self.prompt_lengths,
-        )
+        return replace(self, **{name: getattr(self, name) + getattr(other, name) for name in BUFFERS})
 
     def layers(self, which: slice) -> KeyValues:
         """Some of the layers, to read and write; rows come and go in the whole."""
-        own = {"keys": self.keys[which], "values": self.values[which]}
-        return replace(self, **own, prompt_keys=self.prompt_keys[which], prompt_values=self.prompt_values[which])
+        return replace(self, **{name: getattr(self, name)[which] for name in BUFFERS})
 
     def groups(self) -> Groups:
         """Who answers what, of the active rows."""
@@ -215,7 +211,9 @@ class Step:
         mask = self.mask(look.window, folded)
         seen = folded.new_empty(rows, kv, heads // kv, asked + self.width)
         # keys times query is up to 1.7 times as fast as query times keys here: few queries share the many keys of a row
-        with multiplying("default"):  # many tiny products: oneDNN takes longer to set them up
+        with multiplying(
+            "default"
+        ):  # three queries a product: oneDNN is as fast at 64 keys, at 128 it takes 1.3 times as long
             own = torch.bmm(keys, folded.view(rows * kv, -1, width).transpose(1, 2)).transpose(1, 2)
         together = torch.bmm(prompt_keys, groups.gather(folded).transpose(1, 2)).transpose(1, 2)
         for scores, cells in ((groups.scatter(together, kv), slice(asked)), (own, slice(asked, None))):

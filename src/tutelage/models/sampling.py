@@ -182,8 +182,7 @@ def _prefill(
         positions.extend(range(len(prompts[p])))
     line = torch.tensor([ids, positions], device=cache.lengths.device)
     logits = read(line, Prefill(spans, slots, cache), [span.stop - 1 for span in spans])
-    which = {p: i for i, p in enumerate(answers)}
-    return logits[[which[row.prompt] for row in entering]]
+    return logits.repeat_interleave(torch.tensor(list(answers.values()), device=logits.device), dim=0)
 
 
 def _advance(active: list[_Row], cache: KeyValues, read: Read) -> Float[Tensor, "R V"]:

@@ -80,12 +80,30 @@ def test_pause_open_invite_instruct_and_add(person: Any, server: Any, project: i
     assert person.complaints() == []
 
 
-def test_erase_somebody(person: Any, server: Any, project: int, until: Any) -> None:
+def test_link_for_somebody_and_erasure(person: Any, server: Any, project: int, until: Any) -> None:
     person.enter("Soon Forgotten", "labeller", project).open(f"/p/{project}/judge").go("1", "Enter")
     until(lambda: len(server.events(project)) == 1, "a judgment")
     person.enter("Grace Hopper").open(f"/admin/p/{project}")
+    to_button(person, "New link", "Soon Forgotten")
+    to_button(person, "Make a link", "Soon Forgotten")
+    until(lambda: f"{server.url}/enter/" in person.text("main"), "a link")
+    person.open(f"/admin/p/{project}")
     to_button(person, "Erase", "Soon Forgotten")
     to_button(person, "Erase Soon")
     until(lambda: person.find("main") and "Soon Forgotten" not in person.text("table"), "the name is gone")
     assert len(server.events(project)) == 1, "what was chosen stays"
+    assert person.complaints() == []
+
+
+def test_revoke_a_programs_token(person: Any, server: Any, until: Any) -> None:
+    from tutelage.feedback.tokens import bearer, new_token
+
+    with server.db.write() as c:
+        token = new_token(c, "lost laptop", ["judgments:read"])
+    person.enter("Grace Hopper").open("/admin")
+    assert "lost laptop" in person.text("main")
+    to_button(person, "Revoke the token lost laptop")
+    until(lambda: "lost laptop" not in person.text("main"), "it is gone")
+    with server.db.read() as c:
+        assert bearer(c, token) is None
     assert person.complaints() == []
