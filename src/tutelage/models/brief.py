@@ -6,7 +6,8 @@ float32 copy made once, and Llama-like decoders run layer by layer from here; an
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol, cast
 
@@ -15,7 +16,6 @@ from jaxtyping import Float
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.models.llama.modeling_llama import rotate_half
 
 from tutelage.models.attention import Look
 from tutelage.models.gemm import in_use
@@ -81,45 +81,106 @@ def _as_it_is(backbone: PreTrainedModel) -> Hidden:
 def _llama_like(backbone: PreTrainedModel, linear: Callable[[nn.Module], Affine]) -> Hidden:
     inner: Any = backbone
     blocks = [_block(layer, number, inner, linear) for number, layer in enumerate(inner.layers)]
+    norm = root_mean_square(inner.norm)
 
     def forward(line: Tensor, layout: Layout) -> Tensor:
         x = inner.embed_tokens(line[0])
         x = x.t().contiguous().t() if in_columns(x) else x
         cos, sin = (angle.squeeze(0) for angle in inner.rotary_emb(x, position_ids=line[1:]))
+        turn = Turn.of(cos, sin, in_columns(x))
         for block in blocks:
-            x = block(x, cos, sin, layout)
-        return inner.norm(x)
+            x = block(x, turn, layout)
+        return norm(x)
 
     return forward
+
+
+@dataclass(frozen=True)
+class Turn:
+    """Rotary positions (arXiv:2104.09864): each pair (x_i, x_{i + W/2}) of a head turned by its token's angle."""
+
+    cos: Tensor
+    sin: Tensor
+    """Negative for the first half: x turned is x cos + (x, its halves exchanged) sin."""
+    columns: bool
+    """Whether a head's numbers stand a column a token, [W, N], as the products leave them; otherwise [N, 1, W]."""
+
+    @classmethod
+    def of(cls, cos: Float[Tensor, "N W"], sin: Float[Tensor, "N W"], columns: bool) -> Turn:
+        """From transformers' angles, which are the same in both halves."""
+        first, second = sin.chunk(2, dim=-1)
+        signed = torch.cat([-first, second], dim=-1)
+        if columns:
+            return cls(cos.t().contiguous(), signed.t().contiguous(), columns)
+        return cls(cos[:, None], signed[:, None], columns)
+
+    def __call__(self, x: Float[Tensor, "N H W"]) -> Float[Tensor, "H N W"]:
+        """The heads turned."""
+        laid = x.permute(1, 2, 0) if self.columns else x
+        exchanged = laid.roll(laid.shape[1 if self.columns else 2] // 2, 1 if self.columns else 2)
+        turned = torch.addcmul(laid * self.cos, exchanged, self.sin)
+        return turned.transpose(1, 2) if self.columns else turned.transpose(0, 1)
 
 
 def _block(
     layer: Any, number: int, backbone: Any, linear: Callable[[nn.Module], Affine]
-) -> Callable[[Tensor, Tensor, Tensor, Layout], Tensor]:
+) -> Callable[[Tensor, Turn, Layout], Tensor]:
     """One layer: x + attention(norm(x)), then x + mlp(norm(x))."""
     attention, mlp = layer.self_attn, layer.mlp
-    query, key, value, out = (linear(getattr(attention, f"{n}_proj")) for n in ("q", "k", "v", "o"))
-    gate, up, down = (linear(getattr(mlp, f"{n}_proj")) for n in ("gate", "up", "down"))
+    asked = together([linear(getattr(attention, f"{n}_proj")) for n in ("q", "k", "v")])
+    out, gate, up, down = linear(attention.o_proj), linear(mlp.gate_proj), linear(mlp.up_proj), linear(mlp.down_proj)
+    before, between = root_mean_square(layer.input_layernorm), root_mean_square(layer.post_attention_layernorm)
     query_norm, key_norm = (getattr(attention, f"{n}_norm", None) for n in ("q", "k"))
     window = backbone.config.sliding_window if windowed(backbone.config, number) else None
     look, width = Look(attention.scaling, window), attention.head_dim
+    kv = attention.k_proj.out_features // width
 
-    def heads(x: Tensor, norm: nn.Module | None = None) -> Float[Tensor, "N H D"]:
-        split = x.view(len(x), -1, width)
-        return split if norm is None else norm(split)
-
-    def forward(x: Tensor, cos: Tensor, sin: Tensor, layout: Layout) -> Tensor:
-        normed = layer.input_layernorm(x)
-        q, k = heads(query(normed), query_norm), heads(key(normed), key_norm)
-        both = torch.cat([q, k], dim=1).transpose(0, 1)
-        turned = (both * cos + rotate_half(both) * sin)[None]
-        q, k = turned.split([q.shape[1], k.shape[1]], dim=1)
-        seen = layout.attend(number, q, k, heads(value(normed)).transpose(0, 1)[None], look)
+    def forward(x: Tensor, turn: Turn, layout: Layout) -> Tensor:
+        heads = asked(before(x)).unflatten(1, (-1, width))
+        both, value = heads[:, :-kv], heads[:, -kv:]
+        if query_norm is not None and key_norm is not None:
+            both = torch.cat([query_norm(both[:, :-kv]), key_norm(both[:, -kv:])], dim=1)
+        turned = turn(both)[None]
+        seen = layout.attend(number, turned[:, :-kv], turned[:, -kv:], value.transpose(0, 1)[None], look)
         x = x + out(seen.reshape(len(x), -1))
-        normed = layer.post_attention_layernorm(x)
+        normed = between(x)
         return x + down(mlp.act_fn(gate(normed)).mul_(up(normed)))
 
     return forward
+
+
+def root_mean_square(norm: Any) -> Affine:
+    """A root-mean-square norm of transformers in four operations; what it rounds between its steps stays with transformers."""
+    weight = norm.weight
+    if isinstance(norm, nn.RMSNorm) or weight.dtype not in (torch.float32, torch.float64):
+        return norm
+    average = torch.full_like(weight, 1 / len(weight))[:, None]
+
+    def forward(x: Float[Tensor, "N D"]) -> Tensor:
+        return (x * weight).mul_(torch.mm(x * x, average).add_(norm.variance_epsilon).rsqrt_())
+
+    return forward
+
+
+def together(parts: Sequence[Affine]) -> Affine:
+    """Several linear layers of one input, their outputs side by side; in columns each is written where it belongs."""
+
+    def apart(x: Tensor) -> Tensor:
+        return torch.cat([part(x) for part in parts], dim=1)
+
+    if not all(isinstance(part, partial) and part.func is multiply for part in parts):
+        return apart
+    sizes = [len(cast(partial[Tensor], part).args[0]) for part in parts]
+
+    def side_by_side(x: Tensor) -> Tensor:
+        if not in_columns(x):
+            return apart(x)
+        out = x.new_empty(sum(sizes), len(x))
+        for part, place in zip(parts, out.split(sizes), strict=True):
+            cast(Any, part)(x, out=place)
+        return out.t()
+
+    return side_by_side
 
 
 def affine(layer: nn.Module, merge: bool, precision: Precision = "exact") -> Affine:
@@ -140,11 +201,18 @@ def affine(layer: nn.Module, merge: bool, precision: Precision = "exact") -> Aff
     return partial(multiply, merged_weight(cast(LoraLayer, layer)), base.bias)
 
 
-def multiply(weight: Float[Tensor, "O I"], bias: Float[Tensor, "O"] | None, x: Float[Tensor, "N I"]) -> Tensor:
-    """x W^T + b; multiplied as W x^T where that is faster, and then one token's numbers stand a column apart."""
+def multiply(
+    weight: Float[Tensor, "O I"],
+    bias: Float[Tensor, "O"] | None,
+    x: Float[Tensor, "N I"],
+    out: Float[Tensor, "O N"] | None = None,
+) -> Tensor:
+    """x W^T + b; multiplied as W x^T where that is faster, and then one token's numbers stand a column apart (in `out`)."""
     if not in_columns(x):
         return nn.functional.linear(x, weight, bias)
-    return (torch.mm(weight, x.t()) if bias is None else torch.addmm(bias[:, None], weight, x.t())).t()
+    if bias is None:
+        return torch.mm(weight, x.t(), out=out).t()
+    return torch.addmm(bias[:, None], weight, x.t(), out=out).t()
 
 
 def in_columns(x: Tensor) -> bool:

@@ -181,8 +181,8 @@ class Step:
     prompt_width: int
     """Cells of a prompt that any row sees; of its own, `width`."""
     width: int
-    cells: Int[Tensor, "R*K"] = field(repr=False)
-    """Where the new keys go in the cache, seen as one list of cells."""
+    cells: Int[Tensor, "R*K"] | int = field(repr=False)
+    """Where the new keys go in the cache, seen as one list of cells; one number where every row has said as much."""
     _masks: dict[tuple[int | None, torch.dtype], Tensor] = field(default_factory=dict, repr=False)
 
     @classmethod
@@ -192,9 +192,11 @@ class Step:
         said = cache.lengths[:rows].clone()
         asked = cache.prompt_lengths[: groups.prompts]
         _, kv, room, _ = cache.keys[0].shape
-        cells = torch.arange(rows * kv, device=said.device) * room + said.repeat_interleave(kv)
-        widths = int(asked.max()), int(said.max()) + 1
-        return cls(cache, asked[groups.slots] + said, said, groups, *widths, cells)
+        shortest, longest = (int(length) for length in said.aminmax())
+        cells: Tensor | int = shortest
+        if shortest < longest:
+            cells = torch.arange(rows * kv, device=said.device) * room + said.repeat_interleave(kv)
+        return cls(cache, asked[groups.slots] + said, said, groups, int(asked.max()), longest + 1, cells)
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, look: Look) -> Tensor:
         """Attention of one token a row over its prompt and itself; query heads of one kv head share its read.
@@ -207,13 +209,12 @@ class Step:
         prompts = (x[layer].view(-1, *x[layer].shape[2:]) for x in (self.cache.prompt_keys, self.cache.prompt_values))
         prompt_keys, prompt_values = (x[: groups.prompts * kv, :asked] for x in prompts)
         scale = width**-0.5 if look.scaling is None else look.scaling
-        folded = (query[0].transpose(0, 1) * scale).reshape(rows, kv, heads // kv, width).contiguous()
+        folded = query.new_empty(rows, kv, heads // kv, width)
+        torch.mul(query[0].transpose(0, 1), scale, out=folded.view(rows, heads, width))
         mask = self.mask(look.window, folded)
         seen = folded.new_empty(rows, kv, heads // kv, asked + self.width)
         # keys times query is up to 1.7 times as fast as query times keys here: few queries share the many keys of a row
-        with multiplying(
-            "default"
-        ):  # three queries a product: oneDNN is as fast at 64 keys, at 128 it takes 1.3 times as long
+        with multiplying("default"):  # oneDNN is as fast at 64 keys, at 128 it takes 1.3 times as long
             own = torch.bmm(keys, folded.view(rows * kv, -1, width).transpose(1, 2)).transpose(1, 2)
         together = torch.bmm(prompt_keys, groups.gather(folded).transpose(1, 2)).transpose(1, 2)
         for scores, cells in ((groups.scatter(together, kv), slice(asked)), (own, slice(asked, None))):
@@ -222,7 +223,8 @@ class Step:
                 scores = scores.div(look.cap).tanh_().mul_(look.cap)
             torch.add(scores.view(into.shape), mask[..., cells], out=into)
         weights = seen.softmax(-1)
-        out = torch.bmm(weights.view(rows * kv, -1, asked + self.width)[..., asked:], values).view(folded.shape)
+        with multiplying("default"):  # oneDNN would copy the values, which do not lie side by side
+            out = torch.bmm(weights.view(rows * kv, -1, asked + self.width)[..., asked:], values).view(folded.shape)
         out += groups.scatter(torch.bmm(groups.gather(weights[..., :asked]), prompt_values), kv)
         return out.view(1, rows, heads, width)
 
@@ -242,6 +244,9 @@ class Step:
 
     def _grown(self, buffer: Buffer, fresh: Float[Tensor, "1 K R D"]) -> Float[Tensor, "R*K t D"]:
         """The rows with their new cell written, cut to the cells that are seen."""
-        rows, kv, room, width = buffer.shape
-        buffer.view(-1, width).index_copy_(0, self.cells, fresh[0].transpose(0, 1).reshape(-1, width))
-        return buffer.view(rows * kv, room, width)[: len(self.cells), : self.width]
+        (held, kv, room, width), rows = buffer.shape, len(self.at)
+        if isinstance(self.cells, int):
+            buffer[:rows, :, self.cells] = fresh[0].transpose(0, 1)
+        else:
+            buffer.view(-1, width).index_copy_(0, self.cells, fresh[0].transpose(0, 1).reshape(-1, width))
+        return buffer.view(held * kv, room, width)[: rows * kv, : self.width]

@@ -34,6 +34,8 @@ TEMPERATURE = 0.8
 KL_COEFFICIENT = 0.08
 """Of GRPO, in its loss: at 0.04 the answers won as often and read stranger (KL 8 nats an answer; docs/log.md)."""
 REWARD_BATCH = 4
+REWARD_RATE = 6e-5
+"""With 3e-5 the reward model stayed a point nearer to the linear probe that its head starts with (docs/log.md)."""
 REWARD_LAYERS = 16
 """Of SmolLM2's 30: a linear probe reads these comparisons best in its middle (docs/log.md, 2026-11-21)."""
 
@@ -99,7 +101,7 @@ def recipe_of(cfg: Any, budget: Budget, folder: Path, prompts: int) -> dict[str,
         "full": True,
         "layers": REWARD_LAYERS,
         "optimization": {
-            "learning_rate": 3e-5,
+            "learning_rate": REWARD_RATE,
             "schedule": "linear",
             "warmup_steps": 4,
             "weight_decay": 0.01,
