@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 
 import torch
 
+from checkout import commit
 from learning_report import write_report
 from learning_rows import ROWS
 from learning_tasks import Row, learn
@@ -84,16 +84,6 @@ def described(row: Row, sizes: Sizes) -> dict[str, Any]:
         "settings": json.loads(json.dumps(settings)),
         "seeds": {},
     }
-
-
-def commit() -> str:
-    """The checkout's commit, with a + where its package or benchmarks have changes that are not committed."""
-    git = ["git", "-C", str(ROOT)]
-    head = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=False)
-    if head.returncode != 0:
-        return "unknown"
-    changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", "src", "benchmarks/*.py"], check=False)
-    return head.stdout.strip() + ("+" if changed.returncode else "")
 
 
 def rounded(curve: list[tuple[int, list[float]]]) -> list[tuple[int, list[float]]]:

@@ -17,6 +17,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from checkout import commit
+
 RESULT = Path(__file__).parent / "results" / "quickstart.json"
 RUNS = {
     "seed0": ["--seed", "0"],
@@ -64,12 +66,6 @@ def run(folder: Path, flags: list[str]) -> None:
 def told_of(folder: Path) -> Path:
     """Where it is kept what a run cannot know of itself."""
     return folder.with_name(f"{folder.name}.run.json")
-
-
-def commit() -> str:
-    """The checkout's, with a + where files differ from it."""
-    said = subprocess.run(["git", "describe", "--always", "--dirty=+"], capture_output=True, text=True, check=True)
-    return said.stdout.strip()
 
 
 def row(folder: Path, name: str) -> dict[str, Any]:

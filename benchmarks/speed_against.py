@@ -29,13 +29,3 @@ def worktree(root: Path, revision: str) -> Iterator[Path]:
             yield place
         finally:
             subprocess.run([*git, "worktree", "remove", "--force", str(place)], check=True)
-
-
-def commit(root: Path) -> str:
-    """The checkout's commit, with a + where its package or benchmarks have changes that are not committed."""
-    git = ["git", "-C", str(root)]
-    head = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=False)
-    if head.returncode != 0:
-        return "unknown"
-    changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", "src", "benchmarks/*.py"], check=False)
-    return head.stdout.strip() + ("+" if changed.returncode else "")

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from speed_against import commit
+from checkout import commit
 from speed_data import Source, fixed_rewards
 from speed_process import Peer
 from speed_work import Work

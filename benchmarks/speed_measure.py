@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from speed_against import commit
+from checkout import commit
 from speed_data import Source, with_answers
 from speed_process import Peer, WorkerError
 from speed_rows import Row, Variant

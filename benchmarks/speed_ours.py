@@ -76,7 +76,7 @@ def grpo(work: Work, channel: Channel) -> None:
         seed=work.seed,
         keep_samples=lambda step, rows: None,
     )
-    policy = CausalModel(module, tokens_per_pass=_settings(work).tokens_per_pass)
+    policy = CausalModel(module, tokens_per_pass=_settings(work).pass_tokens)
     method = GRPO(group_size=work.group, kl_coefficient=0.0)
     task = _task(work, Models(policy=policy), method, source, {"policy": module})
     _steps(task, work, channel, lambda: {"answers_as_given": replayed.same})
@@ -87,7 +87,7 @@ def sft(work: Work, channel: Channel) -> None:
     module, _ = _policy(work)
     rows = work.demonstrations
     batch = sequences([row.prompt for row in rows], range(len(rows)), [row.answer for row in rows])
-    policy = CausalModel(module, tokens_per_pass=_settings(work).tokens_per_pass)
+    policy = CausalModel(module, tokens_per_pass=_settings(work).pass_tokens)
     _steps(_task(work, Models(policy=policy), SFT(), lambda step: (batch, {}), {"policy": module}), work, channel)
 
 
@@ -95,7 +95,7 @@ def dpo(work: Work, channel: Channel) -> None:
     """One step on the pairs, the reference's log-probs included."""
     module, _ = _policy(work)
     reference = load_policy(work.model, dtype="float32", device="cpu").requires_grad_(False)
-    tokens = _settings(work).tokens_per_pass
+    tokens = _settings(work).pass_tokens
     models = Models(policy=CausalModel(module, tokens_per_pass=tokens), reference=CausalModel(reference))
     batch = _pairs(work)
     _steps(_task(work, models, DPO(beta=0.1), lambda step: (batch, {}), {"policy": module}), work, channel)
@@ -104,7 +104,7 @@ def dpo(work: Work, channel: Channel) -> None:
 def reward(work: Work, channel: Channel) -> None:
     """One step of a reward model on the pairs."""
     module = load_reward_model(work.model, dtype="float32", device="cpu")
-    models = Models(reward=HeadedModel(module, tokens_per_pass=_settings(work).tokens_per_pass))
+    models = Models(reward=HeadedModel(module, tokens_per_pass=_settings(work).pass_tokens))
     batch = _pairs(work)
     method = BradleyTerry(centering=0.0)
     _steps(_task(work, models, method, lambda step: (batch, {}), {"reward": module}), work, channel)

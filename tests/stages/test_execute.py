@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,7 +12,11 @@ import torch
 
 from tutelage.config import dump
 from tutelage.models import gemm
+from tutelage.models.load import save_policy
+from tutelage.models.tiny import tiny
 from tutelage.stages import recipe, run
+from tutelage.training import pass_tokens
+from tutelage.training.optim import Optimization
 
 
 @dataclass(frozen=True)
@@ -21,6 +25,9 @@ class Settings:
     gemm: str = "auto"
     device: str = "cpu"
     resume: bool = False
+    model: str = "no/model/here"
+    full: bool = True
+    optimization: Optimization = field(default_factory=lambda: Optimization(tokens_per_pass=512))
 
 
 @pytest.fixture
@@ -47,3 +54,21 @@ def test_what_was_measured_once_holds_for_the_whole_run(command, monkeypatch, tm
     assert command(Settings(folder, resume=True))[0].gemm == "onednn"
     assert command(Settings(folder, resume=True, gemm="default"))[0].gemm == "default", "a choice of one's own counts"
     assert command(Settings(str(tmp_path / "other")))[0].gemm == "default"
+
+
+def test_the_tokens_of_a_pass_follow_the_memory_and_stay_with_the_run(command, monkeypatch, tmp_path):
+    """Half of 1 MB holds no pass at all: the least is taken, and preflight says what does not fit."""
+    save_policy(*tiny(), tmp_path / "model")
+    memory = {"bytes": 24 * 10**9}
+    monkeypatch.setattr(pass_tokens, "total_memory", lambda device: memory["bytes"])
+
+    def chosen(folder: str, **changes: object) -> int | None:
+        settings = {"model": str(tmp_path / "model"), "gemm": "default", "optimization": Optimization(), **changes}
+        return command(Settings(str(tmp_path / folder), **settings))[0].optimization.tokens_per_pass
+
+    assert chosen("run") == 1024
+    memory["bytes"] = 10**6
+    assert chosen("run", resume=True) == 1024, "a run ends as it was begun"
+    assert chosen("run", resume=True, optimization=Optimization(tokens_per_pass=96)) == 96
+    assert chosen("other") == 64
+    assert chosen("unknown", model="no/model/here") == 1024

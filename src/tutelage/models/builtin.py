@@ -64,11 +64,24 @@ def resolve_builtin(name: str) -> Path | str:
         if hub_in_reach():
             return packaged.hub_id
         raise ValueError(f"model: {name} needs the package {packaged.distribution}; type: {install_hint(packaged)}")
-    release = importlib.metadata.version(packaged.distribution)
-    target = cache_directory() / "models" / f"{key}-{release}-f{CACHE_FORMAT}"
+    target = _target(key, packaged)
     if not target.is_dir():
         _prepare(name, packaged, folder, target)
     return target
+
+
+def made_builtin(name: str) -> Path | None:
+    """The directory of a built-in model where it has been made already."""
+    packaged = PACKAGED.get(key := name.removeprefix(BUILTIN_PREFIX))
+    if packaged is None or package_folder(packaged) is None:
+        return None
+    target = _target(key, packaged)
+    return target if target.is_dir() else None
+
+
+def _target(key: str, packaged: PackagedModel) -> Path:
+    release = importlib.metadata.version(packaged.distribution)
+    return cache_directory() / "models" / f"{key}-{release}-f{CACHE_FORMAT}"
 
 
 def package_folder(packaged: PackagedModel) -> Path | None:

@@ -95,7 +95,7 @@ def ready_rated(cfg: Any, training: Sequence[Loaded], heldout: Sequence[Rating])
     def draw(step: int) -> tuple[Any, dict[str, float]]:
         return ratings([record for group in draw_groups(step) for record in group], chat, cfg.max_tokens).batch, {}
 
-    reader = PrefixReader(module, cfg.optimization.tokens_per_pass)
+    reader = PrefixReader(module, cfg.optimization.pass_tokens)
     task = scoring_task(cfg, reader, draw, epoch, f"training ({cfg.algorithm.name})")
     return Ready(task, chat, records, checked), module
 
@@ -108,7 +108,7 @@ def start_at_mean(module: ScalarModel, records: Sequence[Rating]) -> None:
 
 def report_rated(cfg: Any, module: ScalarModel, chat: Chat, heldout: Sequence[Rating], run: Run) -> None:
     """Write reward.json: how good the scores are on held-out prompts, and the outcome value by how much it has read."""
-    reader, probability = PrefixReader(module, cfg.optimization.tokens_per_pass), cfg.algorithm.output == "probability"
+    reader, probability = PrefixReader(module, cfg.optimization.pass_tokens), cfg.algorithm.output == "probability"
     place = next(module.parameters()).device
     batch = ratings(heldout, chat, cfg.max_tokens).batch.to(place)
     assert len(batch) == len(heldout), "a held-out answer was left out"

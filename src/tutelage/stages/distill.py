@@ -47,7 +47,7 @@ def with_teacher(cfg: Training, actor: Actor, name: str) -> Models:
         ) from None
     module = load_policy(name, dtype=precision(cfg.dtype, cfg.device), device=cfg.device).requires_grad_(False)
     say(f"teacher: {describe(module)}")
-    tokens = cfg.optimization.tokens_per_pass
+    tokens = cfg.optimization.pass_tokens
     teacher = DistributionModel(module, actor.policy.temperature, tokens_per_pass=tokens)
     return Models(policy=DistributionModel.of(actor.policy), teacher=teacher)
 

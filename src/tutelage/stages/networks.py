@@ -61,7 +61,7 @@ def with_reference(cfg: Training, actor: Actor, name: str | None) -> Actor:
         return actor
     same_vocabulary(actor.tokenizer, load_tokenizer(name, ("policy",)), f"--reference {name}")
     module = load_policy(name, dtype=precision(cfg.dtype, cfg.device), device=cfg.device).requires_grad_(False)
-    speaks = CausalModel(module, actor.policy.temperature, tokens_per_pass=cfg.optimization.tokens_per_pass)
+    speaks = CausalModel(module, actor.policy.temperature, tokens_per_pass=cfg.optimization.pass_tokens)
     decoder = Decoder(module, actor.chat.stop_tokens, actor.chat.decode)
     return replace(actor, reference=speaks, reference_decoder=decoder)
 
@@ -70,7 +70,7 @@ def critic_of(cfg: Training, actor: Actor, value: Value, needed: bool) -> Critic
     """The policy alone where no value model is `needed`, else with one as `value` says."""
     if not needed:
         return Critic(actor.policy, None, {"policy": actor.module})
-    tokens = cfg.optimization.tokens_per_pass
+    tokens = cfg.optimization.pass_tokens
     if value.trunk == "separate":
         scalar = _separate(cfg, actor, value.start)
         return Critic(actor.policy, HeadedModel(scalar, tokens), {"policy": actor.module, "value": scalar})

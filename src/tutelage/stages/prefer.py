@@ -56,7 +56,7 @@ class Prefer(Training):
 def ready(cfg: Prefer, training: Sequence[Loaded], heldout: Sequence[Any]) -> tuple[Ready[Any], Actor]:
     """The task, with the data checked and the model loaded."""
     records = records_of(training)
-    actor = load_actor(cfg, cfg.adapter, temperature=cfg.temperature, tokens=cfg.optimization.tokens_per_pass)
+    actor = load_actor(cfg, cfg.adapter, temperature=cfg.temperature, tokens=cfg.optimization.pass_tokens)
     if cfg.reads == "rating":
         draw, epoch, checked = rated_draw(training, actor.chat, cfg)
     else:

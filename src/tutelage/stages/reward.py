@@ -88,7 +88,7 @@ def ready(cfg: Reward, training: Sequence[Loaded], heldout: Sequence[Any]) -> tu
     say(f"{len(records)} comparisons to train on, {len(heldout)} held out ({dict(checked.counts)})")
     module = new_scorer(cfg)
     draw, epoch = pair_draw(training, chat, cfg, cfg.collate)
-    reader = HeadedModel(module, cfg.optimization.tokens_per_pass)
+    reader = HeadedModel(module, cfg.optimization.pass_tokens)
     task = scoring_task(cfg, reader, draw, epoch, "reward model")
     return Ready(task, chat, records, checked), module
 
@@ -100,7 +100,7 @@ def main(cfg: Reward) -> Path:
     prepared, module = ready(cfg, training, heldout)
     if cfg.probe and isinstance(cfg.algorithm, BradleyTerry) and not cfg.resume:
         assert prepared.collated is not None
-        reader = HeadedModel(module, cfg.optimization.tokens_per_pass)
+        reader = HeadedModel(module, cfg.optimization.pass_tokens)
         prompts = len({record.prompt.key for record in prepared.records})
         seen = round(len(prepared.records) * min(1.0, prepared.task.steps * cfg.batch_size / prompts))
         start_head(reader, prepared.collated.batch, cfg.algorithm.centering, seen, cfg.seed)
@@ -108,7 +108,7 @@ def main(cfg: Reward) -> Path:
     if heldout and isinstance(cfg.algorithm, RATED):
         report_rated(cfg, module, prepared.chat, heldout, run)
     elif heldout:
-        model = HeadedModel(module, cfg.optimization.tokens_per_pass)
+        model = HeadedModel(module, cfg.optimization.pass_tokens)
         report = reward_report(heldout, lambda rows: _scores(cfg, model, rows, prepared.chat))
         (run.folder / "reward.json").write_text(json.dumps(report, indent=1))
         accuracy = report["accuracy"]

@@ -110,7 +110,7 @@ def ready(
     for one in (rewards, process):
         if one is not None:
             one.check(records)
-    actor = load_actor(cfg, cfg.adapter, temperature=cfg.temperature, tokens=cfg.optimization.tokens_per_pass)
+    actor = load_actor(cfg, cfg.adapter, temperature=cfg.temperature, tokens=cfg.optimization.pass_tokens)
     check_prompts(records, actor.chat, cfg.max_tokens - cfg.max_new_tokens)
     actor = with_reference(cfg, actor, cfg.reference)
     critic = critic_of(cfg, actor, cfg.value, "value" in cfg.algorithm.needs)

@@ -142,7 +142,7 @@ def _update(task: Task, progress: Progress, batch: Rows, meter: Meter) -> tuple[
     set_learning_rate(progress.optimizer, rate)
     loss, norms, averages, second = 0.0, [], Averages(), Averages()
     passes, parts = getattr(task.algorithm, "passes", 1), getattr(task.algorithm, "minibatches", 1)
-    budget = task.settings.tokens_per_pass
+    budget = task.settings.pass_tokens
     for turn in range(passes):
         for part, rows in enumerate(minibatches(len(batch), parts, f"{task.seed}/{progress.step}/{turn}")):
             with meter.phase("update"):
@@ -170,7 +170,7 @@ def _beside(task: Task, term: Beside, number: int, meter: Meter) -> Averages:
     """Gradients of the second term of the `number`-th optimiser step, added to those that are there."""
     place = next(iter(named_trainable(task.trained).values())).device
     rows, _, _ = term.algorithm.prepare(task.models, term.draw(number).to(place), term.algorithm.initial_state())
-    budget = task.settings.tokens_per_pass
+    budget = task.settings.pass_tokens
     return accumulate(term.algorithm, task.models, rows, budget, scale=term.coefficient, need=meter.need)[1]
 
 

@@ -13,6 +13,8 @@ from torch import nn
 from tutelage.config import config
 
 Positive = Annotated[float, Field(gt=0)]
+TOKENS_PER_PASS = 1024
+"""Where neither the settings nor a machine's memory say otherwise."""
 
 
 @config
@@ -33,13 +35,19 @@ class Optimization:
     """AdamW's decay rates."""
     max_grad_norm: Positive = 1.0
     """Gradients are scaled down to this norm."""
-    tokens_per_pass: Annotated[int, Field(gt=0)] = 1024
-    """Packed tokens in one forward and backward (a quarter more where that keeps a prompt's rows together): about 2.5 MB each
-    on a 135M model. Only memory depends on it, never the gradient."""
+    tokens_per_pass: Annotated[int, Field(gt=0)] | None = None
+    """Packed tokens in one forward and backward (a quarter more where that keeps a prompt's rows together); default: at most
+    1,024 on a CPU and 16,384 on a GPU, fewer where half the machine's memory holds fewer (2.5 MB each on a 135M model). Only
+    memory and speed depend on it, never the gradient."""
     save_every: Annotated[int, Field(gt=0)] = 10
     """Steps between checkpoints (the last step and an interruption save too)."""
     keep_checkpoints: Annotated[int, Field(gt=0)] = 2
     """How many of the newest checkpoints stay on disk."""
+
+    @property
+    def pass_tokens(self) -> int:
+        """`tokens_per_pass`, which a command has chosen by the machine's memory; from Python, 1,024 unless stated."""
+        return self.tokens_per_pass or TOKENS_PER_PASS
 
 
 def learning_rate(settings: Optimization, step: int, steps: int, peak: float) -> float:

@@ -137,7 +137,7 @@ def _examine_rows(
     findings.append(step_zero(_at_start(task), few))
     drawn = [task.draw(step)[0] for step in range(min(3, task.steps))]
     rows = max(len(one) for one in drawn)
-    return findings, heaviest(batch, task.settings.tokens_per_pass, rows), drawn
+    return findings, heaviest(batch, task.settings.pass_tokens, rows), drawn
 
 
 def _examine_sampling(
@@ -158,7 +158,7 @@ def _examine_sampling(
     findings.append(step_zero(_at_start(task), sampled.answers))
     findings.append(sampler_agrees(task.models.policy, sampled, _dtype(task), isinstance(task.algorithm, Corrected)))
     drawn = len(source.draw_prompts(0))
-    return findings, imagined(source, encoded, drawn, task.settings.tokens_per_pass), tried, []
+    return findings, imagined(source, encoded, drawn, task.settings.pass_tokens), tried, []
 
 
 def _at_start(task: Task) -> Models:

@@ -136,7 +136,7 @@ def imagined(source: RolloutSource, longest: Sequence[Sequence[int]], prompts: i
 
 def rehearse(task: Task, batch: Rows) -> Rehearsal:
     """One heaviest micro-batch through the method's own questions. Runs inside `untouched`; raises what runs out."""
-    budget, place = task.settings.tokens_per_pass, next(iter(named_trainable(task.trained).values())).device
+    budget, place = task.settings.pass_tokens, next(iter(named_trainable(task.trained).values())).device
     if place.type == "cuda":
         torch.cuda.reset_peak_memory_stats(place)
     clock = time.perf_counter()

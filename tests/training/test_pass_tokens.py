@@ -1,0 +1,60 @@
+"""The tokens of a pass: as many as half the machine's memory holds beside the weights, up to where more is no faster."""
+
+import pytest
+import torch
+from transformers import LlamaConfig
+
+from tutelage.models.load import save_policy, shape_of
+from tutelage.models.tiny import tiny
+from tutelage.training.optim import Optimization
+from tutelage.training.pass_tokens import activations, held, parameters, tokens_of_a_pass
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+SMOL = LlamaConfig(
+    vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9,
+    num_key_value_heads=3, tie_word_embeddings=True,
+)  # fmt: skip
+GB = 10**9
+
+
+def test_the_parts_worked_by_hand():
+    """SmolLM2-135M: 30 (2 576 64 (9 + 3) + 3 576 1536) + 49152 576 weights; 2 30 (8 576 + 4 1536) numbers a token."""
+    assert parameters(SMOL) == 30 * (884_736 + 2_654_208) + 28_311_552 == 134_479_872
+    assert held(SMOL, full=False) == 4 * 134_479_872
+    assert held(SMOL, full=True) == 20 * 134_479_872
+    assert 4 * activations(SMOL) == 4 * 645_120  # 2.6 MB
+
+
+def test_half_the_memory_beside_the_weights():
+    """8 GB, all weights trained: 4 - 2.69 GB leave room for 508 tokens of 2.58 MB, so 256; with an adapter for 1,341."""
+    assert tokens_of_a_pass(SMOL, True, CPU, 8 * GB) == 256
+    assert tokens_of_a_pass(SMOL, False, CPU, 8 * GB) == 1024
+    assert tokens_of_a_pass(SMOL, True, CPU, 24 * GB) == 1024
+    assert tokens_of_a_pass(SMOL, False, CUDA, 141 * GB) == 16384
+    assert tokens_of_a_pass(SMOL, False, CUDA, 24 * GB) == 4096
+    assert tokens_of_a_pass(SMOL, True, CPU, GB) == 64  # the least: preflight says what does not fit
+
+
+def test_a_system_that_does_not_say_its_memory():
+    assert tokens_of_a_pass(SMOL, True, CUDA, 0) == 1024
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_weights_are_counted_as_the_model_has_them(tmp_path, tied):
+    """But for the norms."""
+    model, tokenizer = tiny(tied=tied)
+    save_policy(model, tokenizer, tmp_path / "model")
+    shape = shape_of(tmp_path / "model")
+    assert shape is not None
+    matrices = sum(p.numel() for p in model.parameters() if p.dim() == 2)
+    assert parameters(shape) == matrices
+
+
+@pytest.mark.parametrize("name", ["builtin:nobody", "no/such", "/no/such/folder"])
+def test_a_model_that_is_not_here_has_no_shape_yet(name):
+    assert shape_of(name) is None
+
+
+def test_stated_tokens_stand_and_python_has_a_default():
+    assert Optimization().pass_tokens == 1024
+    assert Optimization(tokens_per_pass=96).pass_tokens == 96
