@@ -18,6 +18,8 @@ class Budget:
     heldout_prompts: int
     answers: int
     heldout_answers: int
+    """By the reference; six comparisons a prompt and labeller test the reward model, where two answers would give one."""
+    exam_answers: int
     reward_epochs: float
     steps: int
     prompts_a_step: int
@@ -28,8 +30,8 @@ class Budget:
     tokens_per_pass: int = 1024
 
 
-FULL = Budget(480, 240, 4, 2, 1.0, 24, 8, 6, 6, 48)
-QUICK = Budget(4, 4, 2, 2, 0.5, 1, 2, 2, 1, 2, 10, tokens_per_pass=192)
+FULL = Budget(480, 240, 4, 4, 2, 1.0, 24, 8, 6, 6, 48)
+QUICK = Budget(4, 4, 2, 2, 2, 0.5, 1, 2, 2, 1, 2, 10, tokens_per_pass=192)
 TEMPERATURE = 0.8
 KL_COEFFICIENT = 0.08
 """Of GRPO, in its loss: at 0.04 the answers won as often and read stranger (KL 8 nats an answer; docs/log.md)."""
@@ -120,7 +122,7 @@ def recipe_of(cfg: Any, budget: Budget, folder: Path, prompts: int) -> dict[str,
         "reference": cfg.model,
         "judge": judges,
         "announce": not cfg.quick,
-        "answers": budget.heldout_answers,
+        "answers": budget.exam_answers,
         "seed": cfg.seed + 2000,
         **sampling,
     }
