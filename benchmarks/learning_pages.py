@@ -72,7 +72,7 @@ def curve_section(page: str) -> str:
 ![{", ".join(names)}: held-out score over training steps](../../benchmarks/results/learning/curves/{page}.svg)
 
 `make learn ARGS="--only {" ".join(names)}"`: {score};
-mean and range of three seeds. Orange is the same run with {control}.
+mean and range of {"six" if page in SCORING else "three"} seeds. Orange is the same run with {control}.
 [The learning table](../learning.md) has the intervals, and says what else is held equal.
 
 """

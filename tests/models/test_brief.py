@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from tutelage.data.batch import sequences
-from tutelage.models.brief import affine, hidden_states, multiply, readout
+from tutelage.models.brief import Product, affine, hidden_states, readout
 from tutelage.models.gemm import multiplying
 from tutelage.models.lora import LoRA, add_lora, reference_mode
 from tutelage.models.packing import backbone_of, pack, packed_hidden
@@ -102,12 +102,12 @@ def test_columns_are_for_onednn_and_hold_the_same_numbers():
     """W x^T is computed where oneDNN multiplies float32; the next product then finds its input as it wants it."""
     weight, bias, x = torch.randn(5, 3), torch.randn(5), torch.randn(4, 3)
     for each in (None, bias):
-        plain = multiply(weight, each, x)
+        plain = Product(weight, each)(x)
         assert plain.is_contiguous()
         with multiplying("onednn"):
-            columns = multiply(weight, each, x)
+            columns = Product(weight, each)(x)
             assert columns.t().is_contiguous()
-            assert multiply(weight.double(), None, x.double()).is_contiguous()
+            assert Product(weight.double(), None)(x.double()).is_contiguous()
         assert_close(columns, plain)
 
 

@@ -164,20 +164,15 @@ def root_mean_square(norm: Any) -> Affine:
 
 def together(parts: Sequence[Affine]) -> Affine:
     """Several linear layers of one input, their outputs side by side; in columns each is written where it belongs."""
+    products = [part for part in parts if isinstance(part, Product)]
+    sizes = [len(part.weight) for part in products]
 
-    def apart(x: Tensor) -> Tensor:
-        return torch.cat([part(x) for part in parts], dim=1)
-
-    if not all(isinstance(part, partial) and part.func is multiply for part in parts):
-        return apart
-    sizes = [len(cast(partial[Tensor], part).args[0]) for part in parts]
-
-    def side_by_side(x: Tensor) -> Tensor:
-        if not in_columns(x):
-            return apart(x)
+    def side_by_side(x: Float[Tensor, "N I"]) -> Tensor:
+        if len(products) < len(parts) or not in_columns(x):
+            return torch.cat([part(x) for part in parts], dim=1)
         out = x.new_empty(sum(sizes), len(x))
-        for part, place in zip(parts, out.split(sizes), strict=True):
-            cast(Any, part)(x, out=place)
+        for part, place in zip(products, out.split(sizes), strict=True):
+            part(x, place)
         return out.t()
 
     return side_by_side
@@ -195,24 +190,26 @@ def affine(layer: nn.Module, merge: bool, precision: Precision = "exact") -> Aff
         weight = merged_weight(cast(LoraLayer, layer)) if on else base.weight
         return rough_affine(weight.float(), base.bias, precision)
     if not on:
-        return base if base.weight.dtype != torch.float32 else partial(multiply, base.weight, base.bias)
+        return base if base.weight.dtype != torch.float32 else Product(base.weight, base.bias)
     if not merge or base.weight.dtype not in (torch.float32, torch.float64):
         return layer  # summed in bfloat16 a small adapter would be rounded away
-    return partial(multiply, merged_weight(cast(LoraLayer, layer)), base.bias)
+    return Product(merged_weight(cast(LoraLayer, layer)), base.bias)
 
 
-def multiply(
-    weight: Float[Tensor, "O I"],
-    bias: Float[Tensor, "O"] | None,
-    x: Float[Tensor, "N I"],
-    out: Float[Tensor, "O N"] | None = None,
-) -> Tensor:
-    """x W^T + b; multiplied as W x^T where that is faster, and then one token's numbers stand a column apart (in `out`)."""
-    if not in_columns(x):
-        return nn.functional.linear(x, weight, bias)
-    if bias is None:
-        return torch.mm(weight, x.t(), out=out).t()
-    return torch.addmm(bias[:, None], weight, x.t(), out=out).t()
+@dataclass(frozen=True)
+class Product:
+    """x W^T + b; multiplied as W x^T where that is faster, and then one token's numbers stand a column apart."""
+
+    weight: Float[Tensor, "O I"]
+    bias: Float[Tensor, "O"] | None
+
+    def __call__(self, x: Float[Tensor, "N I"], out: Float[Tensor, "O N"] | None = None) -> Tensor:
+        """[N, O]; in columns, written into `out` where there is one."""
+        if not in_columns(x):
+            return nn.functional.linear(x, self.weight, self.bias)
+        if self.bias is None:
+            return torch.mm(self.weight, x.t(), out=out).t()
+        return torch.addmm(self.bias[:, None], self.weight, x.t(), out=out).t()
 
 
 def in_columns(x: Tensor) -> bool:
