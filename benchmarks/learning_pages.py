@@ -38,6 +38,7 @@ COLOURS = {"trained": "tab:blue", "permuted": "tab:orange"}
 
 
 SCORING = ("reward-model", "preference-model", "direct-assessment", "outcome-value")
+WORDS = {3: "three", 6: "six"}
 CONTROLS = {
     "sft": "the demonstrated answers dealt to other prompts",
     "distillation": "a teacher that was taught answers to other prompts",
@@ -48,10 +49,19 @@ CONTROLS = {
 """What the control of a page's rows is; of the others, the rewards of a step's answers dealt to other answers."""
 
 
-def complete(rows: Sequence[Mapping[str, Any]], seeds: int = 3) -> dict[str, list[Mapping[str, Any]]]:
+def seeds_of(page: str) -> int:
+    """How many seeds the rows of a page have (`learning_tasks.Row.seeds`)."""
+    return 6 if page in SCORING else 3
+
+
+def complete(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
     """Pages whose rows have all been run on enough seeds, with their rows."""
-    found = {row["row"]: row for row in rows if len(row["seeds"]) >= seeds}
-    return {page: [found[n] for n in names] for page, names in PAGES.items() if all(n in found for n in names)}
+    found = {row["row"]: row for row in rows}
+    return {
+        page: [found[name] for name in names]
+        for page, names in PAGES.items()
+        if all(name in found and len(found[name]["seeds"]) >= seeds_of(page) for name in names)
+    }
 
 
 def draw_pages(rows: Sequence[Mapping[str, Any]], folder: Path) -> None:
@@ -72,7 +82,7 @@ def curve_section(page: str) -> str:
 ![{", ".join(names)}: held-out score over training steps](../../benchmarks/results/learning/curves/{page}.svg)
 
 `make learn ARGS="--only {" ".join(names)}"`: {score};
-mean and range of {"six" if page in SCORING else "three"} seeds. Orange is the same run with {control}.
+mean and range of {WORDS[seeds_of(page)]} seeds. Orange is the same run with {control}.
 [The learning table](../learning.md) has the intervals, and says what else is held equal.
 
 """

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from learning_pages import PAGES, complete, curve_section
+from learning_pages import PAGES, complete, curve_section, seeds_of
 from learning_rows import ROWS
 from tutelage.config import parse
 from tutelage.stages.recipe import settings_of
@@ -88,14 +88,15 @@ def results() -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_the_curve_and_its_command(page: str) -> None:
-    """As soon as all rows of a page have three seeds; the learning table names the rows that have not."""
+    """As soon as all rows of a page have their seeds; the learning table names the rows that have not."""
     if page not in complete(results()):
         told = (FOLDER / CURVES / ".." / "table.md").read_text(encoding="utf-8")
         assert any(name in told.partition("Not run yet")[2] or "seeds)" in told for name in PAGES[page])
         return
     assert section(page, "Curve").strip() == curve_section(page).partition("\n")[2].strip()
     drawn = (FOLDER / CURVES / f"{page}.svg").read_text(encoding="utf-8")
-    assert re.findall(r">(\w+) \(3 seeds\)<", drawn) == list(PAGES[page])
+    assert {row.seeds for row in ROWS if row.name in PAGES[page]} == {seeds_of(page)}
+    assert re.findall(rf">(\w+) \({seeds_of(page)} seeds\)<", drawn) == list(PAGES[page])
 
 
 def test_the_images_are_small() -> None:
