@@ -13,6 +13,8 @@ from sqlalchemy import func, select
 from tutelage.feedback.judging import Measured, submit
 from tutelage.feedback.queue import Handed, heartbeat, lease_seconds, next_task
 from tutelage.feedback.schema import assignment, item, judgment_current, judgment_event, slot
+from tutelage.feedback.schema import project as projects
+from tutelage.feedback.sides import falls_on
 
 FIRST = {"choice": "first"}
 HOUR = 3600.0
@@ -169,7 +171,10 @@ def test_repeats_are_shown_in_the_reverse_order_after_a_while(lite: Any) -> None
     repeats = {
         r["id"]: r["repeat_of"] for r in lite.rows(select(item.c.id, item.c.repeat_of)) if r["repeat_of"] is not None
     }
-    assert len(repeats) == 5 or len(repeats) == 6, "one in ten assignments from the eleventh on"
+    (seed,) = (r["seed"] for r in lite.rows(select(projects.c.seed).where(projects.c.id == project)))
+    due = [turn for turn in range(len(seen)) if falls_on(seed, "repeat", who, turn, 0.1)]
+    assert len(due) in (len(seen) // 10, len(seen) // 10 + 1), "one in ten assignments"
+    assert len(repeats) == sum(turn > 10 for turn in due), "as soon as something was judged ten judgments ago"
     shown = {r["item_id"]: r["permutation"] for r in lite.rows(select(assignment.c.item_id, assignment.c.permutation))}
     for copy, original in repeats.items():
         assert shown[copy] == shown[original][::-1]

@@ -4,10 +4,10 @@ import pytest
 import torch
 from transformers import LlamaConfig
 
-from tutelage.models.load import save_policy, shape_of
+from tutelage.models.load import save_policy
 from tutelage.models.tiny import tiny
 from tutelage.training.optim import Optimization
-from tutelage.training.pass_tokens import activations, held, parameters, tokens_of_a_pass
+from tutelage.training.pass_tokens import activations, held, parameters, shape_of, tokens_of_a_pass
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 SMOL = LlamaConfig(

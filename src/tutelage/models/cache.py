@@ -193,9 +193,8 @@ class Step:
         asked = cache.prompt_lengths[: groups.prompts]
         _, kv, room, _ = cache.keys[0].shape
         shortest, longest = (int(length) for length in said.aminmax())
-        cells: Tensor | int = shortest
-        if shortest < longest:
-            cells = torch.arange(rows * kv, device=said.device) * room + said.repeat_interleave(kv)
+        apart = torch.arange(rows * kv, device=said.device) * room + said.repeat_interleave(kv)
+        cells = shortest if shortest == longest else apart
         return cls(cache, asked[groups.slots] + said, said, groups, int(asked.max()), longest + 1, cells)
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, look: Look) -> Tensor:
@@ -208,9 +207,8 @@ class Step:
         keys, values = self._grown(self.cache.keys[layer], key), self._grown(self.cache.values[layer], value)
         prompts = (x[layer].view(-1, *x[layer].shape[2:]) for x in (self.cache.prompt_keys, self.cache.prompt_values))
         prompt_keys, prompt_values = (x[: groups.prompts * kv, :asked] for x in prompts)
-        scale = width**-0.5 if look.scaling is None else look.scaling
         folded = query.new_empty(rows, kv, heads // kv, width)
-        torch.mul(query[0].transpose(0, 1), scale, out=folded.view(rows, heads, width))
+        torch.mul(query[0].transpose(0, 1), look.scaling or width**-0.5, out=folded.view(rows, heads, width))
         mask = self.mask(look.window, folded)
         seen = folded.new_empty(rows, kv, heads // kv, asked + self.width)
         # keys times query is up to 1.7 times as fast as query times keys here: few queries share the many keys of a row
@@ -223,7 +221,7 @@ class Step:
                 scores = scores.div(look.cap).tanh_().mul_(look.cap)
             torch.add(scores.view(into.shape), mask[..., cells], out=into)
         weights = seen.softmax(-1)
-        with multiplying("default"):  # oneDNN would copy the values, which do not lie side by side
+        with multiplying("default"):  # oneDNN would copy the values
             out = torch.bmm(weights.view(rows * kv, -1, asked + self.width)[..., asked:], values).view(folded.shape)
         out += groups.scatter(torch.bmm(groups.gather(weights[..., :asked]), prompt_values), kv)
         return out.view(1, rows, heads, width)
@@ -244,9 +242,9 @@ class Step:
 
     def _grown(self, buffer: Buffer, fresh: Float[Tensor, "1 K R D"]) -> Float[Tensor, "R*K t D"]:
         """The rows with their new cell written, cut to the cells that are seen."""
-        (held, kv, room, width), rows = buffer.shape, len(self.at)
+        rows, kv, width = len(self.at), buffer.shape[1], buffer.shape[3]
         if isinstance(self.cells, int):
             buffer[:rows, :, self.cells] = fresh[0].transpose(0, 1)
         else:
             buffer.view(-1, width).index_copy_(0, self.cells, fresh[0].transpose(0, 1).reshape(-1, width))
-        return buffer.view(held * kv, room, width)[: rows * kv, : self.width]
+        return buffer.flatten(0, 1)[: rows * kv, : self.width]

@@ -24,14 +24,7 @@ from transformers import (
 )
 from transformers.utils import find_adapter_config_file
 
-from tutelage.models.builtin import (
-    BUILTIN_PREFIX,
-    PACKAGED,
-    atomic_directory,
-    hub_in_reach,
-    made_builtin,
-    resolve_builtin,
-)
+from tutelage.models.builtin import BUILTIN_PREFIX, PACKAGED, atomic_directory, hub_in_reach, resolve_builtin
 from tutelage.models.lora import LoRA, add_lora, merged_state, unwrapped
 from tutelage.models.quiet import quiet
 
@@ -60,16 +53,6 @@ def resolve_model(name: str | Path, parts: tuple[str, ...] = RUN_PARTS) -> Path 
     if not hub_in_reach() and not isinstance(try_to_load_from_cache(name, "config.json"), str):
         raise ValueError(f"model: {name} is no directory here, and the hub is off (HF_HUB_OFFLINE); allowed: {allowed}")
     return name
-
-
-def shape_of(name: str | Path) -> PretrainedConfig | None:
-    """The settings of a model that lies here already; None where it would have to be made or fetched first, or is wrong."""
-    name = str(name)
-    try:
-        path = made_builtin(name) if name.startswith(BUILTIN_PREFIX) else resolve_model(name)
-        return AutoConfig.from_pretrained(path) if isinstance(path, Path) else None
-    except (ValueError, OSError):  # said where it is loaded
-        return None
 
 
 def _model_inside(directory: Path, parts: tuple[str, ...]) -> Path:

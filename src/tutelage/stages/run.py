@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from tutelage.config import config, dump, parse, read_yaml
 from tutelage.console import say, stage
@@ -16,9 +16,6 @@ from tutelage.memory import release
 from tutelage.stages.recipe import COMMANDS, Stage, in_use, plan, settings_of
 from tutelage.training.files import clear_disk_errors, write_whole
 from tutelage.training.interrupt import Interrupted
-
-if TYPE_CHECKING:
-    import torch
 
 LEDGER = "stages.json"
 """The finished stages of a run, and the settings they ran with."""
@@ -192,35 +189,15 @@ def execute(command: str, cfg: Any) -> Any:
         return main(cfg)
     from tutelage.models.gemm import choose_gemm, multiplying
     from tutelage.models.load import choose_device
+    from tutelage.stages.choices import recorded, with_pass_tokens  # brings torch along
 
-    device, begun = choose_device(cfg.device), _recorded(cfg)
+    device, begun = choose_device(cfg.device), recorded(cfg)
     gemm = choose_gemm(begun.get("gemm", "default") if begun and cfg.gemm == "auto" else cfg.gemm, device)
     try:
         with multiplying(gemm):
-            return main(_with_pass_tokens(replace(cfg, gemm=gemm), begun, device))
+            return main(with_pass_tokens(replace(cfg, gemm=gemm), begun, device))
     finally:
         release()
-
-
-def _recorded(cfg: Any) -> dict[str, Any]:
-    """The settings that a run was begun with, where it is resumed: measured anew a choice might be another one."""
-    path = Path(cfg.out or "") / "config.yaml"
-    return read_yaml(path) if cfg.out and getattr(cfg, "resume", False) and path.is_file() else {}
-
-
-def _with_pass_tokens(cfg: Any, begun: Mapping[str, Any], device: torch.device) -> Any:
-    """Settings that state the tokens of a pass: as the run was begun with, or by the machine's memory."""
-    settings = getattr(cfg, "optimization", None)
-    if settings is None or settings.tokens_per_pass is not None:
-        return cfg
-    from tutelage.models.load import shape_of
-    from tutelage.training.pass_tokens import tokens_of_a_pass
-
-    tokens = (begun.get("optimization") or {}).get("tokens_per_pass")
-    shape = None if tokens else shape_of(cfg.model)
-    if shape is not None:
-        tokens = tokens_of_a_pass(shape, cfg.full, device)
-    return replace(cfg, optimization=replace(settings, tokens_per_pass=tokens or settings.pass_tokens))
 
 
 def _folder(cfg: Recipe, name: str) -> Path:

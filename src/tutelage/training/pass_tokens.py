@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PretrainedConfig
+from transformers import AutoConfig, PretrainedConfig
 
+from tutelage.models.builtin import BUILTIN_PREFIX, made_builtin
 from tutelage.models.hardware import total_memory
+from tutelage.models.load import resolve_model
 from tutelage.training.optim import TOKENS_PER_PASS
 
 MOST = {"cpu": 1024, "other": 16384}
@@ -63,3 +66,13 @@ def activations(config: PretrainedConfig) -> int:
 def inner(shape: Any) -> int:
     """The MLP's inner size, by any of its names."""
     return getattr(shape, "intermediate_size", None) or getattr(shape, "n_inner", None) or 4 * shape.hidden_size
+
+
+def shape_of(name: str | Path) -> PretrainedConfig | None:
+    """The settings of a model that lies here already; None where it would have to be made or fetched first, or is wrong."""
+    name = str(name)
+    try:
+        path = made_builtin(name) if name.startswith(BUILTIN_PREFIX) else resolve_model(name)
+        return AutoConfig.from_pretrained(path) if isinstance(path, Path) else None
+    except (ValueError, OSError):  # said where it is loaded
+        return None
