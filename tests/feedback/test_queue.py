@@ -207,7 +207,7 @@ def test_a_project_that_is_not_open_hands_nothing_out_and_keeps_what_comes(lite:
 
 
 def test_sides_are_balanced_for_each_person(lite: Any) -> None:
-    project = lite.project(lite.pairs(40))
+    project, first_of_two = lite.project(lite.pairs(40)), []
     for name in ("Ann", "Ben"):
         who = lite.person(project, name)
         for _ in range(20):
@@ -215,4 +215,5 @@ def test_sides_are_balanced_for_each_person(lite: Any) -> None:
         mine = select(assignment.c.permutation).where(assignment.c.annotator_id == who).order_by(assignment.c.id)
         orders = [tuple(row["permutation"]) for row in lite.rows(mine)]
         assert Counter(orders) == {(0, 1): 10, (1, 0): 10}
-        assert orders[:6] != [(0, 1), (1, 0)] * 3 or orders[:10] != [(0, 1), (1, 0)] * 5, "balanced, not alternating"
+        first_of_two += orders[::2]
+    assert len(set(first_of_two)) == 2, "balanced, not alternating (by chance once in half a million)"
