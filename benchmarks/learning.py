@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from checkout import commit
+from checkout import ROOT, commit
 from learning_report import write_report
 from learning_rows import ROWS
 from learning_tasks import Row, learn
@@ -25,7 +25,6 @@ from learning_world import CACHE, Sizes, World
 from tutelage.config import to_dict
 from tutelage.training.files import write_whole
 
-ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "learning"
 PAGES = ROOT / "docs" / "algorithms"
 SEEDS = (1, 2, 3, 6, 7, 8)

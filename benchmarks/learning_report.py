@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from learning_pages import draw, draw_pages, write_sections
+from learning_tasks import seeds_of
 from tutelage.statistics import Interval, paired_difference
 
 HEAD = """# Learning table
@@ -56,6 +57,7 @@ def verdict(row: Mapping[str, Any]) -> dict[str, Any]:
         end += curves["trained"][-1][1]
         control += curves["permuted"][-1][1]
         clusters += [seed] * len(curves["trained"][0][1])
+    whole = len(row["seeds"]) >= seeds_of(row["settings"]["command"].removeprefix("tutelage "))
     gain, above = paired_difference(end, start, clusters), paired_difference(end, control, clusters)
     return {
         "row": row["row"],
@@ -63,12 +65,13 @@ def verdict(row: Mapping[str, Any]) -> dict[str, Any]:
         "reproduce": row["command"],
         "commit": row["commit"],
         "seeds": len(row["seeds"]),
+        "whole": whole,
         "start": float(np.mean(start)),
         "end": float(np.mean(end)),
         "permuted": float(np.mean(control)),
         "gain": _plain(gain),
         "above_permuted": _plain(above),
-        "learns": bool(len(row["seeds"]) >= 3 and gain.low > 0 and above.low > 0),
+        "learns": bool(whole and gain.low > 0 and above.low > 0),
         "core_seconds": round(sum(curves["seconds"] for curves in row["seeds"].values()), 1),
     }
 
@@ -87,7 +90,7 @@ def _line(entry: Mapping[str, Any]) -> str:
     cells = [
         entry["row"], f"`{entry['command']}`", f"{entry['start']:.2f}", f"{entry['end']:.2f}", f"{entry['permuted']:.2f}",
         shown(entry["gain"]), shown(entry["above_permuted"]),
-        ("yes" if entry["learns"] else "no") + (f" ({entry['seeds']} seeds)" if entry["seeds"] < 3 else ""),
+        ("yes" if entry["learns"] else "no") + ("" if entry["whole"] else f" ({entry['seeds']} seeds)"),
         f"{entry['core_seconds']:.0f}",
     ]  # fmt: skip
     return f"| {' | '.join(cells)} |"

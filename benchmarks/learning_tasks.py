@@ -60,7 +60,12 @@ class Row:
     @property
     def seeds(self) -> int:
         """How many of the table's seeds."""
-        return 6 if self.command == "reward" else 3
+        return seeds_of(self.command)
+
+
+def seeds_of(command: str) -> int:
+    """How many seeds a row of a command takes."""
+    return 6 if command == "reward" else 3
 
 
 Curve = list[tuple[int, list[float]]]

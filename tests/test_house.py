@@ -211,7 +211,7 @@ def test_nothing_committed_belongs_to_one_machine(kind: str) -> None:
 
 def test_the_machine_patterns_match_what_they_name() -> None:
     assert re.search(OF_ONE_MACHINE["machine path"], "see /ro" + "ot/x")
-    assert not re.search(OF_ONE_MACHINE["machine path"], "at school/work/home")
+    assert not re.search(OF_ONE_MACHINE["machine path"], "at school/wo" + "rk/home")
     assert not re.search(OF_ONE_MACHINE["machine path"], "https://example.org/work")
     assert re.search(OF_ONE_MACHINE["registry host"], "https://py" + "pi.org/simple")
 

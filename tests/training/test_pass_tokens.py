@@ -1,8 +1,11 @@
 """The tokens of a pass: as many as half the machine's memory holds beside the weights, up to where more is no faster."""
 
+import json
+
 import pytest
 import torch
-from transformers import LlamaConfig
+from peft import LoraConfig, get_peft_model
+from transformers import LlamaConfig, LlavaConfig, MambaConfig
 
 from tutelage.models.load import save_policy
 from tutelage.models.tiny import tiny
@@ -58,3 +61,37 @@ def test_a_model_that_is_not_here_has_no_shape_yet(name):
 def test_stated_tokens_stand_and_python_has_a_default():
     assert Optimization().pass_tokens == 1024
     assert Optimization(tokens_per_pass=96).pass_tokens == 96
+
+
+def test_of_a_model_with_pictures_the_part_that_speaks():
+    """Its own settings stand under `text_config`; the sizes at the top level are not there."""
+    text = {
+        "hidden_size": 64,
+        "intermediate_size": 256,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "vocab_size": 1000,
+    }
+    shape = LlavaConfig(text_config={"model_type": "llama", **text})
+    assert not hasattr(shape, "num_hidden_layers")
+    assert tokens_of_a_pass(shape, True, CPU, 8 * GB) == tokens_of_a_pass(LlamaConfig(**text), True, CPU, 8 * GB)
+
+
+def test_a_model_without_attention_takes_the_default():
+    assert tokens_of_a_pass(MambaConfig(hidden_size=64), True, CPU, GB) == 1024
+
+
+def test_an_adapter_has_the_shape_of_its_base(tmp_path):
+    model, tokenizer = tiny()
+    save_policy(model, tokenizer, tmp_path / "base")
+    get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"])).save_pretrained(
+        tmp_path / "adapter"
+    )
+    settings = tmp_path / "adapter" / "adapter_config.json"
+    said = json.loads(settings.read_text())
+    settings.write_text(json.dumps({**said, "base_model_name_or_path": str(tmp_path / "base")}))
+    shape = shape_of(tmp_path / "adapter")
+    assert shape is not None
+    assert shape.hidden_size == model.config.hidden_size
+    settings.write_text(json.dumps({**said, "base_model_name_or_path": None}))
+    assert shape_of(tmp_path / "adapter") is None

@@ -70,15 +70,6 @@ def resolve_builtin(name: str) -> Path | str:
     return target
 
 
-def made_builtin(name: str) -> Path | None:
-    """The directory of a built-in model where it has been made already."""
-    packaged = PACKAGED.get(key := name.removeprefix(BUILTIN_PREFIX))
-    if packaged is None or package_folder(packaged) is None:
-        return None
-    target = _target(key, packaged)
-    return target if target.is_dir() else None
-
-
 def _target(key: str, packaged: PackagedModel) -> Path:
     release = importlib.metadata.version(packaged.distribution)
     return cache_directory() / "models" / f"{key}-{release}-f{CACHE_FORMAT}"

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoConfig, PretrainedConfig
+from transformers.utils import find_adapter_config_file
 
-from tutelage.models.builtin import BUILTIN_PREFIX, made_builtin
 from tutelage.models.hardware import total_memory
 from tutelage.models.load import resolve_model
 from tutelage.training.optim import TOKENS_PER_PASS
 
 MOST = {"cpu": 1024, "other": 16384}
-"""More is no faster: on a CPU the products are at their best from some hundred rows on, and buffers leave its caches."""
+"""On a CPU more is no faster: the products are at their best from some hundred rows on, and buffers leave its caches.
+The most for a GPU is a guess that nothing has measured; `--optimization.tokens-per-pass` states another."""
 LEAST = 64
 SHARE = 0.5
 """Of the machine's memory: the rest is for the sampler's keys and values, reward models, evaluation, and other programs."""
@@ -22,22 +24,33 @@ KEPT = (8, 4)
 """Numbers of the hidden size and of the MLP's inner size that a block keeps for backward, per token: two norms and their
 inputs, q, k, v and what attention read; gate, up and what comes of them. A backward holds as many again while it runs."""
 
+SIZES = ("num_attention_heads", "num_hidden_layers", "hidden_size", "vocab_size")
+
 
 def tokens_of_a_pass(config: PretrainedConfig, full: bool, device: torch.device, memory: int | None = None) -> int:
     """The largest power of two (64 to 1,024, on a GPU to 16,384) whose activations fit into half the memory beside weights.
+
+    Of a model of several parts (text and pictures) the part that speaks counts. One whose settings do not state a
+    transformer's sizes (a state-space model) takes `TOKENS_PER_PASS`.
 
     It depends on the machine's memory, never on what is free just now: the same machine chooses the same, and so rounds the
     same. The rehearsal before training tries the heaviest pass, so an estimate that is too large is told before step 0.
     """
     memory = total_memory(device) if memory is None else memory
     most = MOST["cpu" if device.type == "cpu" else "other"]
-    if not memory:  # the system does not say
+    config = config.get_text_config()
+    if not memory or not stated(config):  # the system does not say, or the model does not
         return TOKENS_PER_PASS
     fixed, each = held(config, full), 4 * activations(config)
     room, tokens = SHARE * memory - fixed, most
     while tokens > LEAST and tokens * each > room:
         tokens //= 2
     return tokens
+
+
+def stated(config: PretrainedConfig) -> bool:
+    """Whether the settings give what the estimate needs."""
+    return all(getattr(config, name, None) for name in SIZES)
 
 
 def held(config: PretrainedConfig, full: bool) -> int:
@@ -69,10 +82,12 @@ def inner(shape: Any) -> int:
 
 
 def shape_of(name: str | Path) -> PretrainedConfig | None:
-    """The settings of a model that lies here already; None where it would have to be made or fetched first, or is wrong."""
-    name = str(name)
+    """The settings of a model, of a hub id too, and of an adapter's base; None where it is wrong, which is said on loading."""
     try:
-        path = made_builtin(name) if name.startswith(BUILTIN_PREFIX) else resolve_model(name)
-        return AutoConfig.from_pretrained(path) if isinstance(path, Path) else None
-    except (ValueError, OSError):  # said where it is loaded
+        path = str(resolve_model(name))
+        adapter = find_adapter_config_file(path)
+        if adapter is not None:
+            return shape_of(json.loads(Path(adapter).read_text("utf-8"))["base_model_name_or_path"])
+        return AutoConfig.from_pretrained(path)
+    except (ValueError, KeyError, OSError):
         return None
