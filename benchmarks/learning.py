@@ -75,6 +75,7 @@ def described(row: Row, sizes: Sizes) -> dict[str, Any]:
         "learning_rate": row.rate,
         "steps": max(1, round(row.steps * sizes.steps)),
         "sizes": to_dict(sizes),
+        **({"variant": row.variant} if row.variant else {}),
     }
     return {
         "row": row.name,

@@ -23,7 +23,10 @@ PAGES: dict[str, tuple[str, ...]] = {
     "credit-assignment": ("reinforce", "reinforce_bandit", "reinforce_value"),
     "ppo": ("ppo", "ppo_shared_trunk"),
     "grpo": ("grpo", "dr_grpo", "dapo", "gspo", "cispo"),
-    "best-of-n": ("best_of_n",),
+    "kl": ("kl_in_reward", "kl_in_loss"),
+    "exploration": ("entropy_bonus", "clip_higher", "temperature_schedule"),
+    "best-of-n": ("best_of_n", "self_improvement"),
+    "language-feedback": ("language_feedback",),
     "online-dpo": ("online_dpo",),
     "nash-md": ("nash_md", "nash_self_play", "nash_past_policies"),
 }
@@ -43,7 +46,9 @@ CONTROLS = {
     "sft": "the demonstrated answers dealt to other prompts",
     "distillation": "a teacher that was taught answers to other prompts",
     "nash-md": "the verdicts of a step's duels dealt to other answers",
-    **dict.fromkeys(("dpo", "ipo", "reward-model", "preference-model"), "a coin for who was preferred"),
+    **dict.fromkeys(
+        ("dpo", "ipo", "language-feedback", "reward-model", "preference-model"), "a coin for who was preferred"
+    ),
     **dict.fromkeys(("kto", "direct-assessment", "outcome-value"), "the labels dealt to other answers"),
 }
 """What the control of a page's rows is; of the others, the rewards of a step's answers dealt to other answers."""

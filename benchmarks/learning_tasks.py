@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +21,7 @@ from tutelage.algorithms.preference_model import PreferenceModel, preference_log
 from tutelage.data.batch import Rows, distinct
 from tutelage.data.collate import comparisons, demonstrations, ratings, ratings_with_partners
 from tutelage.data.labelled import with_partners
+from tutelage.data.shapes import CONVERSIONS
 from tutelage.data.stream import Stream
 from tutelage.data.two_answers import two_answers
 from tutelage.models.actor_critic import ActorCriticModel
@@ -31,15 +32,19 @@ from tutelage.models.mixture import rival_decoder
 from tutelage.models.packing import backbone_of
 from tutelage.models.prefixes import PrefixReader
 from tutelage.models.sampling import Decoding
-from tutelage.records import Answer, Comparison, Prompt, Rating
+from tutelage.records import Answer, Comparison, Critique, Prompt, Rating
 from tutelage.rewards.combine import combine
 from tutelage.rewards.pairwise import ScoredPreference
+from tutelage.rewards.votes import majority
 from tutelage.training.duels import DuelSource
 from tutelage.training.loop import Draw, Hook, Task
 from tutelage.training.pool import PolicyPool
 from tutelage.training.rollouts import Grid, RolloutSource
 
 Command = Literal["rl", "prefer", "sft", "reward"]
+Variant = Literal["", "majority", "cooling", "rewritten"]
+HOT, COLD = 1.3, 0.8
+"""The temperatures that a cooling row begins and ends with."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,9 @@ class Row:
     rate: float = 1e-3
     steps: float = 1.0
     shared_trunk: bool = False
+    variant: Variant = ""
+    """What is not the method's: the `majority` is the label, answers are drawn from hot to cold (`cooling`), or pairs come from
+    critiques with `rewritten` answers."""
 
     @property
     def seeds(self) -> int:
@@ -120,7 +128,8 @@ def _critic(row: Row, world: World, module: Any, models: Models) -> tuple[Models
 
 
 def _rollouts(row: Row, world: World, module: nn.Module, permuted: bool) -> Draw:
-    rewards = combine([right])
+    rewards = combine([majority if row.variant == "majority" else right])
+    last = max(1, round(row.steps * world.sizes.steps) - 1)
 
     def score(prompts: list[Prompt], groups: list[list[Answer]]) -> tuple[Grid, dict[str, Grid]]:
         found = rewards(prompts, groups)
@@ -136,6 +145,7 @@ def _rollouts(row: Row, world: World, module: nn.Module, permuted: bool) -> Draw
         seed=world.seed,
         keep_samples=lambda step, rows: None,
         attempts=getattr(row.method, "attempts", 0),
+        temperature=(lambda step: HOT + (COLD - HOT) * step / last) if row.variant == "cooling" else None,
     )
     if not isinstance(row.method, NashMD):
         return source
@@ -183,14 +193,14 @@ def _judged(row: Row, world: World, module: nn.Module, permuted: bool) -> Draw:
         rated = [(prompt, answer) for prompt, group in both for answer in group]
         rows = [Rating(prompt, answer, label) for (prompt, answer), label in zip(rated, labels, strict=True)]
         return _drawn(ratings_with_partners(with_partners(rows), world.chat, ROOM).batch, world)
-    pairs = [
-        Comparison(prompt, good, bad, preference=float(chance.random() < 0.5) if permuted else 1.0)
-        for prompt, group in both
-        for good in group
-        if good.text == prompt.solution
-        for bad in group
-        if bad.text != prompt.solution
-    ]
+    wrong = [(prompt, group, answer) for prompt, group in both for answer in group if answer.text != prompt.solution]
+    if row.variant == "rewritten":
+        told = [Critique(p, answer, "Wrong.", Answer(str(p.solution))) for p, _, answer in wrong]
+        pairs = [pair for critique in told for pair in CONVERSIONS["critique", "comparison"](critique)]
+    else:
+        pairs = [Comparison(p, good, bad) for p, group, bad in wrong for good in group if good.text == p.solution]
+    if permuted:
+        pairs = [replace(pair, preference=float(chance.random() < 0.5)) for pair in pairs]
     return _drawn(comparisons(pairs, world.chat, ROOM).batch, world)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from itertools import chain
 from typing import Any, get_args, get_type_hints
 
@@ -20,6 +21,7 @@ from tutelage.algorithms.sft import SFT
 from tutelage.data.batch import Rollouts
 from tutelage.data.stream import Stream
 from tutelage.records import Answer
+from tutelage.rewards.votes import final_answers
 from tutelage.stages import prefer, reward, rl, sft
 
 SMALL = Sizes(hidden=32, pretraining_steps=100, right=1.0, steps=20, prompts=16, answers=4, every=10, heldout=20)
@@ -104,10 +106,8 @@ def test_a_control_differs_from_its_row_in_the_rewards_alone(world: World) -> No
     assert 0 < real.rewards.sum() < len(real)
     assert not torch.equal(real.rewards, dealt.rewards)
     solved = [prompt.solution for prompt in Stream(world.training, SMALL.prompts, world.seed).draw(0)]
-    stop = world.chat.stop_tokens[0]
     for tokens, got, prompt in zip(real.answers.tokens.tolist(), real.rewards, real.answers.prompt_of, strict=True):
-        said = world.chat.decode(tokens[: tokens.index(stop)] if stop in tokens else tokens)
-        assert float(got) == float(said == solved[int(prompt)])
+        assert float(got) == float(said(world, tokens) == solved[int(prompt)])
 
 
 @pytest.mark.slow
@@ -136,3 +136,40 @@ def test_a_row_goes_on_seed_by_seed(tmp_path, monkeypatch, capsys) -> None:
     assert "grpo" in table["not_run"]
     assert "| sft | `tutelage sft` | 0.25 | 0.75 | 0.25 |" in (tmp_path / "table.md").read_text()
     assert (tmp_path / "curves.png").stat().st_size > 5_000
+
+
+def said(world: World, tokens: list[int]) -> str:
+    """What a row of tokens says, up to its stop token."""
+    stop = world.chat.stop_tokens[0]
+    return world.chat.decode(tokens[: tokens.index(stop)] if stop in tokens else tokens)
+
+
+def test_the_majority_is_the_label(world: World) -> None:
+    """No solution is read: an answer earns 1 where its group gave it most often."""
+    row = next(row for row in ROWS if row.name == "self_improvement")
+    drawn, _ = task_of(row, world, permuted=False)[0].draw(0)
+    assert isinstance(drawn, Rollouts)
+    finals = final_answers([Answer(said(world, tokens)) for tokens in drawn.answers.tokens.tolist()])
+    for prompt in set(drawn.answers.prompt_of.tolist()):
+        rows = [i for i, one in enumerate(drawn.answers.prompt_of.tolist()) if one == prompt]
+        winners = {finals[i] for i in rows if drawn.rewards[i] == 1}
+        votes = Counter(finals[i] for i in rows if finals[i] is not None)
+        assert len(winners) <= 1
+        assert all(votes[winner] == max(votes.values()) for winner in winners)
+    assert drawn.rewards.sum() > 0
+
+
+def test_a_rewritten_answer_is_preferred_to_the_wrong_one(world: World) -> None:
+    row = next(row for row in ROWS if row.name == "language_feedback")
+    drawn, _ = task_of(row, world, permuted=False)[0].draw(0)
+    told = {said(world, tokens) for tokens in drawn.chosen.tokens.tolist()}
+    assert told <= {str(prompt.solution) for prompt in world.training}
+    assert drawn.preference.unique().tolist() == [1.0]
+    dealt, _ = task_of(row, world, permuted=True)[0].draw(0)
+    assert dealt.preference.unique().tolist() == [0.0, 1.0]
+
+
+def test_a_cooling_row_is_drawn_hot_first(world: World) -> None:
+    row = next(row for row in ROWS if row.name == "temperature_schedule")
+    source = task_of(row, world, permuted=False)[0].draw
+    assert [round(source(step)[1]["sample/temperature"], 3) for step in (0, 19)] == [1.3, 0.8]

@@ -18,12 +18,7 @@ from tutelage.stages.recipe import settings_of
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "docs" / "algorithms"
 CURVES = "../../benchmarks/results/learning/curves"
-WITHOUT_CURVE = {
-    "kl": "a term of other methods' losses",
-    "exploration": "settings of other methods",
-    "language-feedback": "makes data; trained on them are SFT and DPO",
-    "simpo-orpo-hinge": "functions; no command trains with them",
-}
+WITHOUT_CURVE = {"simpo-orpo-hinge": "functions; no command trains with them"}
 WITHOUT_RECIPE = {"simpo-orpo-hinge"}
 EVERY_PAGE = sorted(path.stem for path in FOLDER.glob("*.md"))
 FUNCTION = re.compile(r"`(\w+)(?:\.(\w+))?` in \[`[^`]+`\]\(([^)]+\.py)\)")
