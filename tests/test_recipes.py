@@ -46,6 +46,9 @@ EXPECTED = {
     "online-dpo",
     "language-feedback",
     "exploitability",
+    "ppo",
+    "self-improvement",
+    "exploration",
 }
 
 each_recipe = pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
@@ -181,7 +184,11 @@ def use_little_data(recipe: dict[str, Any], folder: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name", ["distill", "sums", "r1", "gsm8k-grpo", "polite-dpo", "sft", "blueprint", "nash", "exploitability"]
+    "name",
+    [
+        *("distill", "sums", "r1", "gsm8k-grpo", "polite-dpo", "sft", "blueprint", "nash", "exploitability"),
+        *("ppo", "self-improvement", "exploration"),
+    ],
 )
 def test_every_stage_hands_over_to_the_next(
     name: str, tmp_path: Path, shared_data: Callable[..., Path], tiny: tuple[Any, Any]
