@@ -45,7 +45,7 @@ def measure_row(row: Row, source: Source, sides: Sides) -> dict[str, Any]:
     candidates = [variant for variant in row.variants if variant.counts]
     tries = candidates if len(candidates) > 1 else []
     listed = [variant for variant in row.variants if not variant.counts]
-    with track(2 + len(tries) + 2 * sides.repetitions + len(listed), row.name, "unit") as bar:
+    with track(4 + len(tries) + 2 * sides.repetitions + len(listed), row.name, "unit") as bar:
         work = _work(row, source)
         bar.advance()
         trial = work.trial(*row.trial)
@@ -195,6 +195,10 @@ def _alternate(
         ours = stack.enter_context(Peer(row.ours, path, log=log, environment=_threads(source)))
         rival = stack.enter_context(_rival(row, source, work, setting))
         bar.advance()
+        first = {}  # buffers are allocated and pages faulted in: a run pays that once, in its first step
+        for name, peer in (("ours", ours), ("rival", rival)):
+            first[name] = peer.unit()["seconds"]
+            bar.advance(1, **{name: first[name]})
         repetitions = []
         for _ in range(sides.repetitions):
             one = {}
@@ -205,7 +209,7 @@ def _alternate(
             agreement(row.compared, one)
             repetitions.append(one)
         loaded = {"ours": ours.loaded_mb, "rival": rival.loaded_mb}
-        return repetitions, {"ours": ours.facts, "rival": rival.facts, "loaded_mb": loaded}
+        return repetitions, {"ours": ours.facts, "rival": rival.facts, "loaded_mb": loaded, "first_seconds": first}
 
 
 def _threads(source: Source) -> dict[str, str]:

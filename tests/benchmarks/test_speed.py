@@ -218,6 +218,7 @@ def test_a_row_from_the_command_to_the_page(tmp_path: Path, capsys) -> None:
     assert speed.main(words) == 0
     found = json.loads((tmp_path / "grpo-natural.json").read_text())
     assert len(found["repetitions"]) == 3
+    assert all(seconds > 0 for seconds in found["facts"]["first_seconds"].values())
     assert found["work"]["rows"] == 12
     ours, rival = found["repetitions"][0]["ours"], found["repetitions"][0]["rival"]
     assert ours["gradient_norm"] == pytest.approx(rival["gradient_norm"], rel=1e-4)
