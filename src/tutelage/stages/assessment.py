@@ -23,6 +23,7 @@ from tutelage.models.prefixes import PrefixReader
 from tutelage.records import AnswerGroup, Rating
 from tutelage.rewards.combine import combine
 from tutelage.stages.pairs import by_prompt, load_split, split_loaded
+from tutelage.stages.parts import in_parts
 from tutelage.stages.scoring import new_scorer, reading_chat, scoring_task
 from tutelage.stages.training import Ready, load, records_of, stream_of
 from tutelage.training.run import Run
@@ -117,13 +118,13 @@ def report_rated(cfg: Any, module: ScalarModel, chat: Chat, heldout: Sequence[Ra
     def seen(scores: torch.Tensor) -> list[float]:
         return (scores.sigmoid() if probability else scores).float().cpu().tolist()
 
-    with torch.no_grad():
-        if isinstance(cfg.algorithm, OutcomeValue):
-            found = _at_fractions(reader.prefix_values(batch.answers), batch.answers)
-            report = examine(heldout, seen(found[1.0]), cfg.seed)
-            report["read"] = {f"{part:g}": examine(heldout, seen(found[part]), cfg.seed) for part in FRACTIONS}
-        else:
-            report = examine(heldout, seen(reader.scores(batch.answers)), cfg.seed)
+    label = "reading held-out answers"
+    if isinstance(cfg.algorithm, OutcomeValue):
+        found = _at_fractions(in_parts(batch.answers, reader.prefix_values, label), batch.answers)
+        report = examine(heldout, seen(found[1.0]), cfg.seed)
+        report["read"] = {f"{part:g}": examine(heldout, seen(found[part]), cfg.seed) for part in FRACTIONS}
+    else:
+        report = examine(heldout, seen(in_parts(batch.answers, reader.scores, label)), cfg.seed)
     (run.folder / "reward.json").write_text(json.dumps(report, indent=1))
     say(_line(report))
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-import torch
 from pydantic import Field
 
 from tutelage.config import config, dump
@@ -21,6 +20,7 @@ from tutelage.records import AnswerGroup, Prompt, to_json, write_jsonl
 from tutelage.rewards.pairwise import TwoAnswerModel
 from tutelage.stages.common import Actor, Common, Count, load_actor, out_folder, precision
 from tutelage.stages.exploit import exploitability, first_preference, load_judges, scored_by
+from tutelage.stages.parts import in_parts
 from tutelage.stages.sample import answer, load_prompts, read_groups, write_groups
 from tutelage.statistics import cluster_mean, paired_difference
 
@@ -124,8 +124,8 @@ def base_logprobs(cfg: Evaluate, base: str, groups: list[AnswerGroup], actor: Ac
     if load_tokenizer(base, ("policy",)).get_vocab() != actor.tokenizer.get_vocab():
         raise ValueError(f"the KL to {base} is not defined: it splits text into other tokens than {cfg.model}")
     module = load_policy(base, dtype=precision(cfg.dtype, cfg.device), device=cfg.device)
-    with torch.no_grad():
-        return CausalModel(module, cfg.temperature).logprobs(prompts_and_answers(groups, actor.chat)).tolist()
+    rows = prompts_and_answers(groups, actor.chat)
+    return in_parts(rows, CausalModel(module, cfg.temperature).logprobs, f"reading the answers with {base}").tolist()
 
 
 def _with_model(cfg: Evaluate) -> Evaluate:

@@ -17,6 +17,7 @@ from tutelage.evaluation.reward_report import reward_report
 from tutelage.evaluation.winrate import interval
 from tutelage.records import Comparison, Rating
 from tutelage.stages.common import Actor
+from tutelage.stages.parts import in_parts
 from tutelage.statistics import auc_interval
 from tutelage.training.run import Run
 
@@ -35,9 +36,11 @@ def heldout_accuracy(cfg: Any, actor: Actor, heldout: Sequence[Comparison] | Seq
 
 def implicit_rewards(cfg: Any, actor: Actor, answers: Sequences) -> torch.Tensor:
     """The method's reward of each answer, from log(pi/ref).  [B]"""
-    with torch.no_grad():
-        log_ratio = answer_logprobs(actor.policy, answers) - answer_logprobs(actor.reference, answers)
-    return cfg.algorithm.implicit(log_ratio, answers)
+
+    def log_ratio(rows: Sequences) -> torch.Tensor:
+        return answer_logprobs(actor.policy, rows) - answer_logprobs(actor.reference, rows)
+
+    return cfg.algorithm.implicit(in_parts(answers, log_ratio, "reading held-out answers"), answers)
 
 
 def _compared_report(cfg: Any, actor: Actor, heldout: Sequence[Comparison]) -> dict[str, Any]:

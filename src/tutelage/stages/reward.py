@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 from pydantic import Field
 
 from tutelage.algorithms.assessment import Classifier, Regression
@@ -30,6 +30,7 @@ from tutelage.rewards.terms import RewardText
 from tutelage.stages.assessment import RATED, load_rated, ready_rated, report_rated
 from tutelage.stages.common import Count, Training, check_out
 from tutelage.stages.pairs import load_split, pair_draw
+from tutelage.stages.parts import in_parts
 from tutelage.stages.scoring import new_scorer, reading_chat, scoring_task, start_head
 from tutelage.stages.training import Ready, finished, records_of, run_task
 
@@ -123,15 +124,14 @@ def main(cfg: Reward) -> Path:
     return finished(run, "reward_model")
 
 
-@torch.no_grad()
 def _scores(cfg: Reward, model: HeadedModel, records: Sequence[Comparison], chat: Chat) -> list[tuple[float, float]]:
     """(score of chosen, score of rejected) of each comparison; of a preference model, half its logit and the other half."""
     batch = cfg.collate(records, chat, cfg.max_tokens).batch
     assert len(batch) == len(records), "a held-out pair was left out: its two sides are equal after the cut"
     if cfg.reads_both:
-        half = preference_logits(model, batch) / 2
+        half = in_parts(batch, partial(preference_logits, model), "reading held-out pairs", "pair") / 2
         chosen, rejected = half, -half
     else:
         rows, which = distinct(batch.both())
-        chosen, rejected = model.scores(rows)[which].chunk(2)
+        chosen, rejected = in_parts(rows, model.scores, "reading held-out answers")[which].chunk(2)
     return list(zip(chosen.tolist(), rejected.tolist(), strict=True))

@@ -8,7 +8,7 @@ import torch
 
 from tutelage.algorithms.base import Models
 from tutelage.algorithms.reward_model import agreement
-from tutelage.console import say, track
+from tutelage.console import say
 from tutelage.data.batch import Pairs, distinct
 from tutelage.data.chat import Chat
 from tutelage.data.judging import judging
@@ -17,11 +17,10 @@ from tutelage.models.heads import ScalarModel, new_scalar_model
 from tutelage.models.load import describe, load_backbone, load_tokenizer
 from tutelage.models.logprobs import HeadedModel
 from tutelage.stages.common import precision
+from tutelage.stages.parts import in_parts
 from tutelage.training.loop import Draw, Task
 
 DEFAULT_EPOCHS = 2
-AT_ONCE = 64
-"""Answers that are read for a head's start between two moves of the progress bar."""
 
 
 def reading_chat(cfg: Any, closed: bool) -> Chat:
@@ -68,13 +67,10 @@ def start_head(reader: HeadedModel, pairs: Pairs, centering: float, most: int, s
     order = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(seed))[:most].sort().values
     batch = pairs[order]
     answers, which = distinct(batch.both())
-    rows = torch.arange(len(answers)).split(AT_ONCE)
-    features = []
-    with track(len(rows), "reading the answers for the head's start") as bar:
-        for part in rows:
-            features.append(reader.features(answers[part]).double())
-            bar.advance()
-    chosen, rejected = torch.cat(features)[which].chunk(2)
+    features = in_parts(
+        answers, lambda rows: reader.features(rows).double(), "reading the answers for the head's start"
+    )
+    chosen, rejected = features[which].chunk(2)
     w = pairwise_probe(chosen, rejected, batch.preference, batch.weight, centering)
     reader.module.head.weight.copy_(w[None])
     right = agreement((chosen - rejected) @ w, batch.preference)[batch.preference != 0.5].mean()
