@@ -35,3 +35,30 @@ def test_freed_pages_are_kept_until_they_are_released():
     assert full - start > 230
     assert kept - start > 230
     assert after - start < 60
+
+
+STEPS = """
+from tutelage.memory import Tidy, keep_pages, resident
+
+def step(mib):
+    blocks = [bytearray(b"x") * (mib << 20) for _ in range(5)]
+    del blocks
+    tidy()
+    return resident() / 2**20
+
+keep_pages()
+tidy, start = Tidy(), resident() / 2**20
+print(*(step(mib) - start for mib in (20, 20, 60, 60, 60)))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only glibc's allocator is set up")
+def test_what_a_step_needs_is_kept_and_more_is_given_back():
+    """Steps of 100, 100, 300, 300 and 300 MiB: the third outgrows what the first needed, the fourth shows the new need."""
+    said = subprocess.run([sys.executable, "-c", STEPS], capture_output=True, text=True, check=True).stdout
+    first, second, third, fourth, fifth = map(float, said.split())
+    assert 90 < first < 250
+    assert 90 < second < 250
+    assert third < 90
+    assert fourth > 290
+    assert fifth > 290

@@ -6,10 +6,13 @@ import ctypes
 import gc
 import os
 import sys
+from dataclasses import dataclass
 from typing import Any
 
 NOTE = "TUTELAGE_ALLOCATOR"
 """Environment variable that says how the allocator was set up."""
+GROWN = 1.25
+"""How much more than needed is kept: giving back costs the next step a second or two."""
 MMAP_MAX, TRIM_THRESHOLD, TOP_PAD = -4, -1, -2
 """Options of mallopt(3)."""
 
@@ -36,6 +39,38 @@ def release() -> None:
     trim = _glibc("malloc_trim")
     if trim is not None:
         trim(ctypes.c_size_t(0))
+
+
+@dataclass
+class Tidy:
+    """Called after each step: gives kept pages back where they are more than a step was seen to need.
+
+    Steps of other lengths leave holes that no later buffer fits into: 60 steps of IPO on dialogues had grown from 3.0 to
+    6.8 GB. The step after a release shows what is needed; its pages are faulted in anew, once.
+    """
+
+    needed: int = 0
+    """Bytes: the most that the process held after a step that began with nothing to spare."""
+    fresh: bool = True
+    """Whether the step that ends now began so."""
+
+    def __call__(self) -> None:
+        """A step is over."""
+        held = resident()
+        if self.fresh:
+            self.needed, self.fresh = max(self.needed, held), False
+        elif held > GROWN * self.needed:
+            release()
+            self.fresh = True
+
+
+def resident() -> int:
+    """Bytes of this process in memory; 0 where the system is not Linux."""
+    try:
+        with open("/proc/self/statm", encoding="ascii") as pages:
+            return int(pages.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0
 
 
 def _glibc(name: str) -> Any:

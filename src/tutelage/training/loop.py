@@ -12,6 +12,7 @@ from torch import nn
 from tutelage.algorithms.base import Algorithm, Models, State
 from tutelage.console import track, warn
 from tutelage.data.batch import Rows
+from tutelage.memory import Tidy
 from tutelage.training.checkpoint import (
     Saved,
     load_optimizer,
@@ -96,7 +97,7 @@ def train(
     """
     missing = task.models.missing((*task.algorithm.needs, *(task.beside.algorithm.needs if task.beside else ())))
     assert not missing, f"{type(task.algorithm).__name__} needs {missing}"
-    progress, meter = _start(task, run), meter or Meter(Passes(task.models))
+    progress, meter, tidy = _start(task, run), meter or Meter(Passes(task.models)), Tidy()
     with Interrupt() as interrupt, meter.attached(), track(task.steps, task.label) as bar:
         bar.advance(progress.step)
         while progress.step < task.steps:
@@ -113,6 +114,7 @@ def train(
                     metrics |= hook.run(progress.step)
             run.log(step, metrics)
             bar.advance(1, **_headline(metrics))
+            tidy()
             due = progress.step % task.settings.save_every == 0 or progress.step == task.steps
             if due or interrupt.requested:
                 save(task, progress, run)
