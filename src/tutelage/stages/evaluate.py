@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,7 +11,7 @@ import numpy as np
 from pydantic import Field
 
 from tutelage.config import config, dump
-from tutelage.console import say
+from tutelage.console import say, warn
 from tutelage.data.collate import prompts_and_answers
 from tutelage.evaluation.winrate import compare_scores, divergence, interval, lengths
 from tutelage.models.load import load_policy, load_tokenizer
@@ -23,6 +24,9 @@ from tutelage.stages.exploit import exploitability, first_preference, load_judge
 from tutelage.stages.parts import in_parts
 from tutelage.stages.sample import answer, load_prompts, read_groups, write_groups
 from tutelage.statistics import cluster_mean, paired_difference
+
+LENGTHS = 2.0
+"""How many times as long as the other side's answers ours may be, or theirs as ours, before it is said aloud."""
 
 
 @config
@@ -89,9 +93,26 @@ def main(cfg: Evaluate) -> Path:
     write_jsonl(folder / "samples.jsonl", _samples(ours, other, scored))
     (folder / "evaluation.json").write_text(json.dumps(found, indent=1))
     dump(cfg, folder / "config.yaml", command="evaluate")
-    for name, one in found["judges"].items() if cfg.announce else ():
-        say(_line(name, one))
+    if cfg.announce:
+        for name, one in found["judges"].items():
+            say(_line(name, one))
+        told = length_warning(found)
+        if told:
+            warn(told)
     return folder
+
+
+def length_warning(found: Mapping[str, Any]) -> str:
+    """A warning where the two sides' answers are of very different lengths, which a judge may pay for; otherwise nothing."""
+    if "against" not in found:
+        return ""
+    ours, theirs = found["policy"]["words"], found["against"]["words"]
+    if theirs / LENGTHS <= ours <= theirs * LENGTHS:
+        return ""
+    return (
+        f"the answers have {ours:.1f} words on average, the other side's {theirs:.1f}: read samples.jsonl and look at "
+        "`matched_length` before you believe the win rate"
+    )
 
 
 Scored = tuple[list[list[float]], list[list[float]] | None]
