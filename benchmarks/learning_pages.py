@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from learning_tasks import seeds_of
+
 PAGES: dict[str, tuple[str, ...]] = {
     "sft": ("sft",),
     "distillation": ("distill_token", "distill_sequence", "distill_on_policy"),
@@ -54,9 +56,9 @@ CONTROLS = {
 """What the control of a page's rows is; of the others, the rewards of a step's answers dealt to other answers."""
 
 
-def seeds_of(page: str) -> int:
-    """How many seeds the rows of a page have (`learning_tasks.Row.seeds`)."""
-    return 6 if page in SCORING else 3
+def seeds_on(page: str) -> int:
+    """How many seeds the rows of a page have."""
+    return seeds_of("reward" if page in SCORING else "rl")
 
 
 def complete(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
@@ -65,7 +67,7 @@ def complete(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, A
     return {
         page: [found[name] for name in names]
         for page, names in PAGES.items()
-        if all(name in found and len(found[name]["seeds"]) >= seeds_of(page) for name in names)
+        if all(name in found and len(found[name]["seeds"]) >= seeds_on(page) for name in names)
     }
 
 
@@ -87,7 +89,7 @@ def curve_section(page: str) -> str:
 ![{", ".join(names)}: held-out score over training steps](../../benchmarks/results/learning/curves/{page}.svg)
 
 `make learn ARGS="--only {" ".join(names)}"`: {score};
-mean and range of {WORDS[seeds_of(page)]} seeds. Orange is the same run with {control}.
+mean and range of {WORDS[seeds_on(page)]} seeds. Orange is the same run with {control}.
 [The learning table](../learning.md) has the intervals, and says what else is held equal.
 
 """

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from learning_pages import PAGES, complete, curve_section, seeds_of
+from learning_pages import PAGES, complete, curve_section, seeds_on
 from learning_rows import ROWS
 from tutelage.config import parse
 from tutelage.stages.recipe import settings_of
@@ -90,8 +90,8 @@ def test_the_curve_and_its_command(page: str) -> None:
         return
     assert section(page, "Curve").strip() == curve_section(page).partition("\n")[2].strip()
     drawn = (FOLDER / CURVES / f"{page}.svg").read_text(encoding="utf-8")
-    assert {row.seeds for row in ROWS if row.name in PAGES[page]} == {seeds_of(page)}
-    assert re.findall(rf">(\w+) \({seeds_of(page)} seeds\)<", drawn) == list(PAGES[page])
+    assert {row.seeds for row in ROWS if row.name in PAGES[page]} == {seeds_on(page)}
+    assert re.findall(rf">(\w+) \({seeds_on(page)} seeds\)<", drawn) == list(PAGES[page])
 
 
 def test_the_images_are_small() -> None:

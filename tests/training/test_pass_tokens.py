@@ -5,18 +5,16 @@ import json
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import LlamaConfig, LlavaConfig, MambaConfig
+from transformers import AutoConfig, LlamaConfig, LlavaConfig, MambaConfig
 
+from tutelage.models.builtin import PACKAGED
 from tutelage.models.load import save_policy
 from tutelage.models.tiny import tiny
 from tutelage.training.optim import Optimization
-from tutelage.training.pass_tokens import activations, held, parameters, shape_of, tokens_of_a_pass
+from tutelage.training.pass_tokens import SIZES, activations, held, parameters, shape_of, tokens_of_a_pass
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
-SMOL = LlamaConfig(
-    vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9,
-    num_key_value_heads=3, tie_word_embeddings=True,
-)  # fmt: skip
+SMOL = PACKAGED["smollm2-135m-instruct"].shape
 GB = 10**9
 
 
@@ -26,6 +24,18 @@ def test_the_parts_worked_by_hand():
     assert held(SMOL, full=False) == 4 * 134_479_872
     assert held(SMOL, full=True) == 20 * 134_479_872
     assert 4 * activations(SMOL) == 4 * 645_120  # 2.6 MB
+
+
+def test_the_sizes_of_the_built_in_model_are_those_that_it_has(demo_model):
+    made = AutoConfig.from_pretrained(demo_model)
+    assert [getattr(made, name) for name in SIZES] == [getattr(SMOL, name) for name in SIZES]
+    assert (parameters(made), activations(made)) == (parameters(SMOL), activations(SMOL))
+
+
+def test_a_built_in_model_has_its_shape_before_it_is_made(tmp_path, monkeypatch):
+    monkeypatch.setenv("TUTELAGE_CACHE", str(tmp_path))
+    assert shape_of("builtin:smollm2-135m-instruct") is SMOL
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_half_the_memory_beside_the_weights():

