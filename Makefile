@@ -75,7 +75,7 @@ $(VENV)/.python:
 
 $(VENV)/.installed: $(VENV)/.python pyproject.toml constraints.txt
 	@echo "Installing tutelage and PyTorch into $(VENV) (a few minutes the first time; the README has the sizes)"
-	$(PIP) --editable .
+	$(PIP) --editable ".[fast]"
 	@touch $@
 
 $(VENV)/.demo-model: $(VENV)/.installed

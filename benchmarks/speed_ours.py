@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -35,6 +36,10 @@ try:
     from tutelage.models.gemm import choose_gemm, multiplying
 except ImportError:  # measured against an earlier revision of the library, which had neither
     Limits = choose_gemm = multiplying = None
+try:
+    from tutelage.models.fused import choose_kernels, running
+except ImportError:
+    choose_kernels = running = None
 
 FLOORS = {GRPO: "grpo", SFT: "sft", DPO: "dpo", BradleyTerry: "reward"}
 
@@ -152,16 +157,13 @@ def _saying(answer: Answer, tokens: Sequence[int]) -> Answer:
 
 @contextmanager
 def _as_commands(work: Work) -> Iterator[None]:
-    """Threads, allocator and matrix products as our commands set them up by themselves."""
+    """Threads, allocator, products and kernels as our commands set them up by themselves."""
     torch.set_num_threads(work.threads)
     if work.settings.get("settled"):
-        from tutelage.cli import settle_process
-
-        settle_process()
-    if multiplying is None or choose_gemm is None:
-        yield
-        return
-    with multiplying(choose_gemm("auto", torch.device("cpu"))):
+        import_module("tutelage.cli").settle_process()
+    cpu = torch.device("cpu")
+    fast = multiplying(choose_gemm("auto", cpu)) if multiplying and choose_gemm else nullcontext()
+    with fast, running(choose_kernels("auto", cpu)) if running and choose_kernels else nullcontext():
         yield
 
 

@@ -60,6 +60,7 @@ def line_of(packed):
 
 @pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize("adapted", [False, True])
+@pytest.mark.usefixtures("kernels")
 @torch.no_grad()
 def test_it_is_the_forward_of_transformers(name, adapted, monkeypatch):
     model = model_of(FAMILIES[name], adapted)

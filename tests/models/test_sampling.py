@@ -19,6 +19,7 @@ from tutelage.models.lora import LoRA, add_lora, reference_mode
 from tutelage.models.sampling import Decoder, Decoding
 from tutelage.models.tiny import tiny
 
+pytestmark = pytest.mark.usefixtures("kernels")
 PROMPTS = [list(b"Why is the sky blue?"), list(b"Hi"), list(b"Count to three"), list(b"x")]
 STOP = 257
 SHAPE = {

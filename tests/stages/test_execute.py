@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tutelage.config import dump
-from tutelage.models import gemm
+from tutelage.models import fused, gemm
 from tutelage.models.load import save_policy
 from tutelage.models.tiny import tiny
 from tutelage.stages import recipe, run
@@ -23,6 +23,7 @@ from tutelage.training.optim import Optimization
 class Settings:
     out: str
     gemm: str = "auto"
+    kernels: str = "auto"
     device: str = "cpu"
     resume: bool = False
     model: str = "no/model/here"
@@ -42,17 +43,23 @@ def command(monkeypatch):
     monkeypatch.setitem(sys.modules, "a_command", SimpleNamespace(main=main))
     monkeypatch.setitem(recipe.COMMANDS, "probe", ("a_command", "Settings"))
     monkeypatch.setattr(gemm, "rounding", lambda which: 0.0)
+    monkeypatch.setattr(fused, "missing", lambda: "")
     return lambda cfg: run.execute("probe", cfg)
 
 
 def test_what_was_measured_once_holds_for_the_whole_run(command, monkeypatch, tmp_path):
     folder, before = str(tmp_path / "run"), torch.backends.mkldnn.matmul.fp32_precision
     monkeypatch.setattr(gemm, "speedup", lambda: 2.0)
-    assert command(Settings(folder)) == (Settings(folder, gemm="onednn"), "bf16")
+    assert command(Settings(folder)) == (Settings(folder, gemm="onednn", kernels="numba"), "bf16")
     assert torch.backends.mkldnn.matmul.fp32_precision == before
     monkeypatch.setattr(gemm, "speedup", lambda: 1.0)  # a busier minute
-    assert command(Settings(folder, resume=True))[0].gemm == "onednn"
-    assert command(Settings(folder, resume=True, gemm="default"))[0].gemm == "default", "a choice of one's own counts"
+    monkeypatch.setattr(fused, "missing", lambda: "uninstalled since")
+    with pytest.raises(ValueError, match="uninstalled since"):
+        command(Settings(folder, resume=True))
+    assert command(Settings(folder, resume=True, kernels="torch"))[0].gemm == "onednn"
+    assert command(Settings(folder, resume=True, gemm="default", kernels="torch"))[0].gemm == "default", (
+        "a choice of one's own counts"
+    )
     assert command(Settings(str(tmp_path / "other")))[0].gemm == "default"
 
 

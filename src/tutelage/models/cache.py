@@ -10,8 +10,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PretrainedConfig
 
+from tutelage.models import fused
 from tutelage.models.attention import Look, Span, attend_spans
 from tutelage.models.gemm import multiplying
+from tutelage.models.row_groups import Groups
 
 Buffer = Float[Tensor, "n K T D"]
 BUFFERS = ("keys", "values", "prompt_keys", "prompt_values")
@@ -26,47 +28,6 @@ class Room:
     tokens: int
     prompts: int
     prompt_tokens: int
-
-
-@dataclass(frozen=True)
-class Groups:
-    """Which rows answer which prompt, as the products over the prompts' keys need them. P prompts, M rows a prompt at most."""
-
-    slots: Int[Tensor, "R"]
-    """Each row's prompt."""
-    members: Int[Tensor, "P*M"]
-    """The rows of each prompt, padded with row 0."""
-    place: Int[Tensor, "R"]
-    """Where each row stands among `members`."""
-    prompts: int
-    in_order: bool
-    """Whether `members` are simply all rows in their order: nothing has to be gathered."""
-
-    @classmethod
-    def of(cls, held: Sequence[int], device: torch.device) -> Groups:
-        """`held`: the prompt of each row; every prompt from 0 to the largest has one."""
-        rows_of: list[list[int]] = [[] for _ in range(max(held) + 1)]
-        within = []
-        for row, slot in enumerate(held):
-            within.append(len(rows_of[slot]))
-            rows_of[slot].append(row)
-        most = max(len(rows) for rows in rows_of)
-        members = [row for rows in rows_of for row in rows + [0] * (most - len(rows))]
-        place = [slot * most + nth for slot, nth in zip(held, within, strict=True)]
-        slots, padded, back = (torch.tensor(each, device=device) for each in (list(held), members, place))
-        return cls(slots, padded, back, len(rows_of), members == list(range(len(held))))
-
-    def gather(self, x: Float[Tensor, "R K r n"]) -> Float[Tensor, "P*K M*r n"]:
-        """What the rows of a prompt ask, side by side."""
-        _, kv, folded, size = x.shape
-        together = x if self.in_order else x[self.members]
-        return together.view(self.prompts, -1, kv, folded, size).transpose(1, 2).reshape(self.prompts * kv, -1, size)
-
-    def scatter(self, x: Float[Tensor, "P*K M*r n"], kv: int) -> Float[Tensor, "R K r n"]:
-        """The reverse of `gather`."""
-        most = len(self.members) // self.prompts
-        apart = x.view(self.prompts, kv, most, -1, x.shape[-1]).transpose(1, 2).flatten(0, 1)
-        return apart if self.in_order else apart[self.place]
 
 
 @dataclass
@@ -183,6 +144,8 @@ class Step:
     width: int
     cells: Int[Tensor, "R*K"] | int = field(repr=False)
     """Where the new keys go in the cache, seen as one list of cells; one number where every row has said as much."""
+    asking: fused.Asking | None = None
+    """The same for the compiled kernel, where it runs."""
     _masks: dict[tuple[int | None, torch.dtype], Tensor] = field(default_factory=dict, repr=False)
 
     @classmethod
@@ -195,7 +158,11 @@ class Step:
         shortest, longest = (int(length) for length in said.aminmax())
         apart = torch.arange(rows * kv, device=said.device) * room + said.repeat_interleave(kv)
         cells = shortest if shortest == longest else apart
-        return cls(cache, asked[groups.slots] + said, said, groups, int(asked.max()), longest + 1, cells)
+        most, at = int(asked.max()), asked[groups.slots] + said
+        asking = None
+        if fused.fits(cache.keys[0]):
+            asking = fused.Asking.of(cache.held, groups.slots, said, asked, most + longest + 1)
+        return cls(cache, at, said, groups, most, longest + 1, cells, asking)
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, look: Look) -> Tensor:
         """Attention of one token a row over its prompt and itself; query heads of one kv head share its read.
@@ -203,12 +170,23 @@ class Step:
         The rows of a prompt ask its keys in one product: they are read once, whatever the number of answers.
         """
         rows, heads, width = len(self.at), query.shape[1], query.shape[3]
+        scale = look.scaling or width**-0.5
+        if self.asking is not None and look.cap is None and query.dtype == torch.float32:
+            own, prompts = ((self.cache.keys, self.cache.values), (self.cache.prompt_keys, self.cache.prompt_values))
+            out = self.asking.attend(
+                (query[0], key[0], value[0]),
+                (own[0][layer], own[1][layer]),
+                (prompts[0][layer], prompts[1][layer]),
+                scale,
+                look.window,
+            )
+            return out[None]
         kv, asked, groups = key.shape[1], self.prompt_width, self.groups
         keys, values = self._grown(self.cache.keys[layer], key), self._grown(self.cache.values[layer], value)
         prompts = (x[layer].view(-1, *x[layer].shape[2:]) for x in (self.cache.prompt_keys, self.cache.prompt_values))
         prompt_keys, prompt_values = (x[: groups.prompts * kv, :asked] for x in prompts)
         folded = query.new_empty(rows, kv, heads // kv, width)
-        torch.mul(query[0].transpose(0, 1), look.scaling or width**-0.5, out=folded.view(rows, heads, width))
+        torch.mul(query[0].transpose(0, 1), scale, out=folded.view(rows, heads, width))
         mask = self.mask(look.window, folded)
         seen = folded.new_empty(rows, kv, heads // kv, asked + self.width)
         # keys times query is up to 1.7 times as fast as query times keys here: few queries share the many keys of a row

@@ -59,6 +59,8 @@ class Bench:
     """Precision of frozen weights and of the forward pass."""
     gemm: Literal["auto", "default", "onednn"] = "auto"
     """Which library multiplies float32 matrices on a CPU; auto: the faster one, measured at the start."""
+    kernels: Literal["auto", "torch", "numba"] = "auto"
+    """What computes a decoding step between its products on a CPU; auto: compiled kernels where numba is installed."""
     seed: int = 0
     """Decides prompts and answers."""
     json: str | None = None
@@ -68,7 +70,13 @@ class Bench:
 def main(cfg: Bench) -> int:
     """Measure, print the table and write the file that `json` names; returns the exit code, 1 for a phase above its limit."""
     training = Training(
-        model=cfg.model, full=cfg.full, device=cfg.device, dtype=cfg.dtype, gemm=cfg.gemm, seed=cfg.seed
+        model=cfg.model,
+        full=cfg.full,
+        device=cfg.device,
+        dtype=cfg.dtype,
+        gemm=cfg.gemm,
+        kernels=cfg.kernels,
+        seed=cfg.seed,
     )
     actor = load_actor(training, training.adapter, tokens=cfg.tokens_per_pass)
     task = bench_task(cfg, actor, training.peak_rate)

@@ -126,7 +126,7 @@ def recipe_of(cfg: Any, budget: Budget, folder: Path, prompts: int) -> dict[str,
         "seed": cfg.seed + 2000,
         **sampling,
     }
-    return {"model": cfg.model, "seed": cfg.seed, "device": cfg.device, "gemm": cfg.gemm, "stages": stages}
+    return {"stages": stages, **{name: getattr(cfg, name) for name in ("model", "seed", "device", "gemm", "kernels")}}
 
 
 def _policy(cfg: Any, budget: Budget, folder: Path, comparisons: dict[str, Any]) -> dict[str, Any]:

@@ -183,19 +183,21 @@ def _run_command(recipe: dict[str, Any], flags: list[str], where: str) -> int:
 
 
 def execute(command: str, cfg: Any) -> Any:
-    """One of `COMMANDS` with its settings; which library multiplies is chosen here, and written into the settings."""
+    """One of `COMMANDS` with its settings; what multiplies and what decodes is chosen here, and written into the settings."""
     main = import_module(COMMANDS[command][0]).main
     if not hasattr(cfg, "gemm"):
         return main(cfg)
+    from tutelage.models.fused import choose_kernels, running
     from tutelage.models.gemm import choose_gemm, multiplying
     from tutelage.models.load import choose_device
     from tutelage.stages.choices import recorded, with_pass_tokens  # brings torch along
 
     device, begun = choose_device(cfg.device), recorded(cfg)
     gemm = choose_gemm(begun.get("gemm", "default") if begun and cfg.gemm == "auto" else cfg.gemm, device)
+    kernels = choose_kernels(begun.get("kernels", "torch") if begun and cfg.kernels == "auto" else cfg.kernels, device)
     try:
-        with multiplying(gemm):
-            return main(with_pass_tokens(replace(cfg, gemm=gemm), begun, device))
+        with multiplying(gemm), running(kernels):
+            return main(with_pass_tokens(replace(cfg, gemm=gemm, kernels=kernels), begun, device))
     finally:
         release()
 

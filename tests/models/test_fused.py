@@ -1,0 +1,125 @@
+"""The compiled kernels compute what PyTorch's operations compute, at any shape, and say why where they cannot run."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import numpy as np
+import pytest
+import torch
+from torch.testing import assert_close
+
+from tutelage.models import fused
+from tutelage.models.attention import Look
+from tutelage.models.cache import BUFFERS, KeyValues, Room, Step
+from tutelage.models.tiny import tiny
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def own_choice():
+    fused.missing.cache_clear()
+    yield
+    fused.missing.cache_clear()
+
+
+def test_exp_is_right_to_three_in_ten_million():
+    kernels = pytest.importorskip("tutelage.models.kernels")
+    x = np.linspace(-87, 88, 100_001, dtype=np.float32)
+    ours = np.array([kernels.exp(each) for each in x], dtype=np.float64)
+    assert np.abs(ours / np.exp(x.astype(np.float64)) - 1).max() < 3.5e-7
+    assert kernels.exp(np.float32(-np.inf)) < 2e-38, "a hidden cell weighs nothing"
+
+
+@pytest.mark.parametrize("tokens", [1, 31, 32, 33, 70])
+def test_norm_adds_and_divides_by_the_root_of_the_mean_square(tokens):
+    x, plus, weight = torch.randn(7, tokens), torch.randn(7, tokens), torch.rand(7)
+    for added in (None, plus.t()):
+        total = x.clone() if added is None else x + plus
+        mine = x.clone()
+        out = fused.norm(mine.t(), weight, 1e-5, added)
+        assert_close(mine, total)
+        assert_close(out, (total * weight[:, None] / (total.square().mean(0) + 1e-5).sqrt()).t())
+    assert_close(
+        fused.norm(torch.tensor([[3.0], [4.0]]).t(), torch.ones(2), 0.0, None), torch.tensor([[3.0, 4.0]]) / 12.5**0.5
+    )
+
+
+def test_turn_rotates_each_pair_by_its_angle():
+    """(1, 0) by a quarter is (0, 1); and at random angles it is the complex product."""
+    one = torch.tensor([[[1.0], [0.0]]])
+    fused.turn(one, torch.zeros(2, 1), torch.tensor([[-1.0], [1.0]]))
+    assert_close(one, torch.tensor([[[0.0], [1.0]]]))
+    x, angle = torch.randn(3, 8, 5), torch.randn(4, 5)
+    expected = torch.complex(x[:, :4], x[:, 4:]) * torch.exp(1j * angle)
+    sin = torch.cat([-angle.sin(), angle.sin()])
+    fused.turn(x, torch.cat([angle, angle]).cos(), sin)
+    assert_close(x, torch.cat([expected.real, expected.imag], dim=1))
+
+
+@pytest.mark.parametrize("window", [None, 1, 4, 9])
+@pytest.mark.parametrize(("heads", "kv"), [(2, 2), (4, 2), (9, 3), (8, 2), (5, 1)])
+def test_a_step_of_attention_is_that_of_pytorch(heads, kv, window):
+    """Rows of three prompts, mixed, more of one than a unit takes, each as long as it is; the cache is written alike."""
+    held, read, said = [0, 1, 0, 2, 0, 0, 0, 0, 0, 0, 0, 0, 1], [5, 1, 8], [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 4]
+    config = tiny(hidden=6 * heads, heads=heads, kv_heads=kv, layers=1)[0].config
+    full = KeyValues.allocate(config, Room(16, 14, 4, 9), torch.zeros(()))
+    for name in BUFFERS:
+        getattr(full, name)[0].normal_()
+    for prompt, tokens in enumerate(read):
+        full.admit(prompt, tokens, held.count(prompt))
+    full.held[:], full.lengths[: len(said)] = held, torch.tensor(said)
+    laid = torch.randn(heads + 2 * kv, 6, len(held)).transpose(1, 2)[None]
+    query, key, value = laid.split([heads, kv, kv], dim=1)
+    found, written = [], []
+    for kernels in ("torch", "numba"):
+        one = full.layers(slice(None))
+        for name in BUFFERS:
+            getattr(one, name)[0] = getattr(full, name)[0].clone()
+        with fused.running(kernels):
+            step = Step.of(one)
+            assert (step.asking is not None) == (kernels == "numba")
+            found.append(step.attend(0, query, key, value, Look(0.7, window)))
+        written.append((one.keys[0], one.values[0]))
+    assert_close(found[1], found[0], atol=1e-5, rtol=1e-5)
+    assert_close(written[1], written[0], atol=0, rtol=0)
+
+
+def test_threads_share_the_units_and_the_result_is_the_same():
+    x, weight, threads = torch.randn(64, 500), torch.rand(64), torch.get_num_threads()
+    outs = []
+    try:
+        for count in (1, 2, 5):
+            torch.set_num_threads(count)
+            outs.append(fused.norm(x.clone().t(), weight, 1e-6, None))
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(out, outs[0]) for out in outs)
+
+
+def test_they_are_chosen_where_they_can_run():
+    assert fused.choose_kernels("auto", CPU) == fused.choose_kernels("numba", CPU) == "numba"
+    assert fused.choose_kernels("torch", CPU) == "torch"
+    assert fused.choose_kernels("auto", torch.device("cuda")) == "torch"
+    with pytest.raises(ValueError, match="the device is cuda"):
+        fused.choose_kernels("numba", torch.device("cuda"))
+    with pytest.raises(ValueError, match="got 'triton'; allowed: auto, torch, numba"):
+        fused.choose_kernels("triton", CPU)
+
+
+def test_without_numba_or_the_thread_pool_pytorch_decodes(monkeypatch):
+    monkeypatch.setattr(fused, "find_spec", lambda name: None if name == "numba" else importlib.util.find_spec(name))
+    assert fused.choose_kernels("auto", CPU) == "torch"
+    with pytest.raises(ValueError, match=r"numba is not installed; install it with: pip install 'tutelage\[fast\]'"):
+        fused.choose_kernels("numba", CPU)
+    monkeypatch.undo()
+    fused.missing.cache_clear()
+
+    def no_pool():
+        raise AttributeError("undefined symbol: GOMP_parallel")
+
+    monkeypatch.setattr(fused, "_pool", no_pool)
+    assert fused.choose_kernels("auto", CPU) == "torch"
+    with pytest.raises(ValueError, match="GOMP_parallel"):
+        fused.choose_kernels("numba", CPU)
