@@ -4,9 +4,10 @@ import json
 
 import pytest
 
-from tutelage.cli import main
+from tutelage.cli import OTHERS, main
 from tutelage.models.load import save_policy
 from tutelage.models.tiny import tiny
+from tutelage.stages import recipe
 
 DEMO = {"prompt": "Say it", "completion": "yes"}
 PAIR = {"prompt": "Say it", "chosen": "yes", "rejected": "no"}
@@ -109,6 +110,15 @@ AT_THE_DOOR = [
     ("simulate", ["data: is needed", "out: is needed"]),
     ("sfft", ["unknown command", "sft"]),
 ]
+
+
+@pytest.mark.parametrize("command", [*recipe.COMMANDS, *OTHERS])
+def test_every_command_explains_itself(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([command, "--help"])
+    out, err = capsys.readouterr()
+    assert (stop.value.code or 0, err) == (0, "")
+    assert f"tutelage {command}" in out
 
 
 @pytest.mark.parametrize(("command", "expected"), AT_THE_DOOR, ids=[case[0].replace(" ", "_") for case in AT_THE_DOOR])

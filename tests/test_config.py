@@ -227,6 +227,28 @@ def test_help_shows_the_chosen_methods_own_settings(capsys):
     assert "--algorithm.clip-low" not in shown
 
 
+@config
+class Needing:
+    """Two settings have no default."""
+
+    source: str
+    """What is read."""
+    target: str
+    """What is written."""
+    seed: int = 0
+
+
+def test_settings_without_a_default_are_flags_too(capsys):
+    assert parse(Needing, ["--source", "a", "--target=b=c", "--seed", "3"]) == Needing(source="a", target="b=c", seed=3)
+    assert parse(Needing, ["--target", "b"], {"source": "a"}) == Needing(source="a", target="b")
+    with pytest.raises(ValueError, match="target: is needed and was not given"):
+        parse(Needing, ["--source", "a"])
+    with pytest.raises(SystemExit) as stop:
+        parse(Needing, ["--help"])
+    assert stop.value.code in (0, None)
+    assert "What is written." in capsys.readouterr().out
+
+
 METHODS = [
     *(member() for member in get_args(Method)),
     *(build(Recipe, {"algorithm": name}, "").algorithm for name in ("rloo", "dr_grpo", "dapo", "gspo", "cispo")),

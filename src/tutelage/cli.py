@@ -135,6 +135,11 @@ def _tell_where(folder: Path, next_command: str) -> None:
 def _report(args: list[str]) -> int:
     from tutelage.evaluation.report import quickstart_report, training_report
 
+    if {"-h", "--help"} & {*args}:
+        print(
+            "usage: tutelage report FOLDER\n\nDraws report.html of a run folder anew, from its metrics and samples, and prints where it is."
+        )
+        return 0
     if len(args) != 1 or args[0].startswith("-"):
         raise ValueError("give one run folder: tutelage report runs/...")
     folder = Path(args[0])

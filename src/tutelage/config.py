@@ -6,7 +6,7 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar, dataclass_transform, get_args, get_origin, get_type_hints
 
@@ -183,7 +183,7 @@ def parse(
 
     data, args = dict(data or {}), _join_repeats(kind, args)
     _choose_members(kind, data, args)
-    default = build(kind, data, where)
+    default = build(kind, _with_needed(kind, data, args), where)
     chosen = tyro.cli(kind, args=args, default=default, config=(tyro.conf.AvoidSubcommands,), **help_)
     return build(kind, to_dict(chosen), "flags")
 
@@ -204,6 +204,21 @@ def _join_repeats(kind: Any, args: Sequence[str]) -> list[str]:
         elif flag not in several:
             into.append(word)
     return rest + [word for flag, given in values.items() for word in (flag, *given)]
+
+
+def _with_needed(kind: Any, data: Mapping[str, Any], args: Sequence[str]) -> dict[str, Any]:
+    """Settings without a default are taken from the flags at once; where only help is wanted, their place is filled."""
+    given = dict(data)
+    for each in fields(kind):
+        flag = "--" + each.name.replace("_", "-")
+        if each.default is not MISSING or each.default_factory is not MISSING:
+            continue
+        with_value = [word.partition("=")[2] for word in args if word.startswith(f"{flag}=")]
+        if with_value or flag in args[:-1]:
+            given[each.name] = with_value[-1] if with_value else args[args.index(flag) + 1]
+        elif {"-h", "--help"} & {*args}:
+            given.setdefault(each.name, "(needed)")
+    return given
 
 
 def _choose_members(kind: Any, data: dict[str, Any], args: list[str]) -> None:
