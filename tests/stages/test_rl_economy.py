@@ -48,7 +48,9 @@ def test_a_run_says_what_it_skips_what_it_trains_on_and_how_near_the_limit_it_co
     machine = Machine(**json.loads((folder / "hardware.json").read_text()))
     assert machine.flops > 1e8
     assert (machine.dtype, machine.device) == ("float32", "cpu")
-    assert f"this machine: {machine.name}, {machine.threads} thread" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"this machine: {machine.name}, {machine.threads} thread" in said
+    assert "decoding steps by PyTorch's operations" in said
     rows = list(read_jsonl(folder / "metrics.jsonl"))
     assert len(rows) == 3
     for row in rows:

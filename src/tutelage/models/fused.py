@@ -61,6 +61,11 @@ def running(kernels: Kernels) -> Iterator[None]:
         _chosen.pop()
 
 
+def in_use() -> Kernels:
+    """Which run now."""
+    return _chosen[-1]
+
+
 def fits(x: Tensor) -> bool:
     """Whether the kernels run now, and on such numbers."""
     return _chosen[-1] == "numba" and x.device.type == "cpu" and x.dtype == torch.float32

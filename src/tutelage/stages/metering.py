@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from tutelage.console import say
+from tutelage.models import fused, gemm
 from tutelage.models.hardware import Machine, conditions, machine
 from tutelage.models.logprobs import HeadedModel
 from tutelage.models.sampling import Decoder
@@ -33,9 +34,18 @@ def open_meter(task: Task, folder: Path, passes: Passes) -> Meter:
     """The meter of a run whose folder is open; the machine is said. A resumed run keeps the F and BW that it has found so far."""
     weights = max((p for module in task.trained.values() for p in module.parameters()), key=Tensor.numel)
     found = known_machine(folder, weights.dtype, weights.device)
-    say(f"this machine: {found.line()}")
+    say(f"this machine: {found.line()}{libraries(weights.device)}")
     trained = sum(p.numel() for p in named_trainable(task.trained).values())
     return Meter(passes, Limit(found, lambda better: keep_machine(folder, better)), trained)
+
+
+def libraries(device: torch.device) -> str:
+    """What multiplies and what decodes on a CPU, as the end of a sentence; empty elsewhere."""
+    if device.type != "cpu":
+        return ""
+    products = {"onednn": "oneDNN", "default": "PyTorch's default library"}[gemm.in_use()]
+    decoding = {"numba": "compiled kernels", "torch": "PyTorch's operations"}[fused.in_use()]
+    return f"; products by {products}, decoding steps by {decoding}"
 
 
 def known_machine(folder: Path, dtype: torch.dtype, device: torch.device) -> Machine:
