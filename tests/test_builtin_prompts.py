@@ -1,6 +1,6 @@
-"""The built-in prompts: InstructGPT's shares in every third, and no prompt that is a variation of another.
+"""The built-in prompts: InstructGPT's shares in every part, and no prompt that is a variation of another.
 
-The first 480 rows alternate between training and held-out prompts; the last 240 are more training prompts.
+The first 480 rows alternate between training and held-out prompts; the last 720 are more training prompts.
 """
 
 from __future__ import annotations
@@ -82,13 +82,14 @@ def test_every_row_is_whole(rows: list[Row]) -> None:
         assert list(row) == ["id", "prompt", "category", "split"]
         assert row["prompt"] == row["prompt"].strip()
         assert 1 <= len(row["prompt"].split()) <= 130, row["id"]
-    assert len({row["id"] for row in rows}) == len(rows) == 720
+    assert len({row["id"] for row in rows}) == len(rows) == 1200
 
 
 def test_categories_have_instructgpt_shares(rows: list[Row]) -> None:
     assert Counter(row["category"] for row in rows[:480]) == COUNTS
-    more = Counter(row["category"] for row in rows[480:])
+    more = Counter(row["category"] for row in rows[480:720])
     assert {category for category, count in COUNTS.items() if abs(more[category] - count / 2) > 0.5} == set()
+    assert Counter(row["category"] for row in rows[720:]) == COUNTS
 
 
 def test_splits_are_even_halves_of_every_category(rows: list[Row]) -> None:

@@ -30,7 +30,7 @@ class Budget:
     tokens_per_pass: int = 1024
 
 
-FULL = Budget(480, 240, 4, 4, 2, 1.0, 24, 8, 6, 6, 48)
+FULL = Budget(960, 240, 4, 4, 2, 1.0, 24, 8, 6, 6, 48)
 QUICK = Budget(4, 4, 2, 2, 2, 0.5, 1, 2, 2, 1, 2, 10, tokens_per_pass=192)
 TEMPERATURE = 0.8
 KL_COEFFICIENT = 0.08
