@@ -94,15 +94,33 @@ def discounted(world: World, gamma: float) -> Tensor:
     return out
 
 
-def ppo_credits(world: World, gamma: float, lam: float) -> Tensor:
-    """PPO's A_t of one answer divided by its tokens: sum over k of (gamma lam)^k delta_{t+k}, delta by eq. 12 of GAE."""
+def ratios(world: World, answer: Words) -> list[float]:
+    """pi now / pi then of each token."""
+    v = world.logits.shape[1]
+    now, then = (m.logits.detach().softmax(-1) for m in (world.policy, world.sampler))
+    return [
+        (now[cell] / then[cell]).item() for cell in ((state_number(answer[:t], v), a) for t, a in enumerate(answer))
+    ]
+
+
+def clipped(r: float, a: float, low: float, high: float) -> float:
+    """What a token's score counts for in min(r A, clip(r) A): nothing once the ratio is past its limit in A's direction."""
+    return 0.0 if (r > 1 + high and a > 0) or (r < 1 - low and a < 0) else a * r
+
+
+def ppo_credits(world: World, gamma: float, lam: float, clip: float = math.inf) -> Tensor:
+    """PPO's A_t of one answer divided by its tokens: sum over k of (gamma lam)^k delta_{t+k}, delta by eq. 12 of GAE.
+
+    Of an answer of another policy, what its ratio keeps of that.
+    """
 
     def credits_of(group: tuple[int, ...]) -> Credits:
         answer, reward = world.answers[group[0]], world.rewards[group[0]].item()
         n, v = len(answer), world.policy.logits.shape[1]
         values = [world.policy.state_values[state_number(answer[:t], v)].item() for t in range(n)] + [0.0]
         deltas = [(reward if t == n - 1 else 0.0) + gamma * values[t + 1] - values[t] for t in range(n)]
-        return [[sum((gamma * lam) ** (k - t) * deltas[k] for k in range(t, n)) / n for t in range(n)]]
+        scored = [sum((gamma * lam) ** (k - t) * deltas[k] for k in range(t, n)) for t in range(n)]
+        return [[clipped(r, a, clip, clip) / n for r, a in zip(ratios(world, answer), scored, strict=True)]]
 
     return enumerated(world, 1, credits_of)
 
@@ -110,23 +128,18 @@ def ppo_credits(world: World, gamma: float, lam: float) -> Tensor:
 def reused(world: World, size: int, rule: str, low: float, high: float) -> Tensor:
     """Answers of another policy: how much of A each token's ratio keeps, by `rule`, divided as the method averages."""
 
-    def ratios(answer: Words) -> list[float]:
-        v = world.logits.shape[1]
-        now, then = (m.logits.detach().softmax(-1) for m in (world.policy, world.sampler))
-        tokens = [(state_number(answer[:t], v), a) for t, a in enumerate(answer)]
-        each = [(now[cell] / then[cell]).item() for cell in tokens]
+    def of_sequence(answer: Words) -> list[float]:
+        each = ratios(world, answer)
         return [math.prod(each) ** (1 / len(each))] * len(each) if rule == "sequence" else each
 
     def counted(r: float, a: float) -> float:
-        if rule == "cispo":
-            return a * min(max(r, 1 - low), 1 + high)
-        return 0.0 if (r > 1 + high and a > 0) or (r < 1 - low and a < 0) else a * r
+        return a * min(max(r, 1 - low), 1 + high) if rule == "cispo" else clipped(r, a, low, high)
 
     def credits_of(group: tuple[int, ...]) -> Credits:
         answers = [world.answers[i] for i in group]
         scored = advantages(world, group, standardized=False)
         share = [size * len(y) if rule == "sequence" else size * 5 for y in answers]
-        return [[counted(r, a) / n for r in ratios(y)] for y, a, n in zip(answers, scored, share, strict=True)]
+        return [[counted(r, a) / n for r in of_sequence(y)] for y, a, n in zip(answers, scored, share, strict=True)]
 
     return enumerated(world, size, credits_of)
 
@@ -190,6 +203,11 @@ MUTANTS: dict[str, tuple[str, Any]] = {
     "not whitened": (IN_REINFORCE + "whiten", lambda x, mask: x),
     "no discount": (IN_REINFORCE + "reward_to_go", lambda rewards, mask, discount: reward_to_go(rewards, mask)),
     "lambda one": (IN_PPO + "gae", lambda r, v, mask, gamma, lam, bootstrap: gae(r, v, mask, gamma, 1.0)),
+    "no clip in PPO": (IN_PPO + "clipped_surrogate", lambda *a: clipped_surrogate(*a[:3], 1.0, 99.0)),
+    "old as it is now in PPO": (
+        IN_PPO + "clipped_surrogate",
+        lambda logp, old, *rest: clipped_surrogate(logp, logp.detach(), *rest),
+    ),
     "no clip": (IN_GRPO + "clipped_surrogate", lambda *a: clipped_surrogate(*a[:3], 1.0, 99.0)),
     "clip the other way round": (IN_GRPO + "clipped_surrogate", lambda *a: clipped_surrogate(*a[:3], a[4], a[3])),
     "CISPO without its weight": (IN_GRPO + "cispo", lambda *a: (reinforce(a[0], a[2]), a[0] * 0)),
@@ -281,6 +299,10 @@ THEOREMS = {
     "lambda": Theorem(
         ONE_PASS(gae_lambda=0.3, discount=0.9), lambda w, g: ppo_credits(w, 0.9, 0.3),
         ("wrong sign in PPO", "sum for PPO's mean", "lambda one"), size=1,
+    ),
+    "PPO's clipping": Theorem(
+        ONE_PASS(gae_lambda=0.3, discount=0.9, clip=0.1), lambda w, g: ppo_credits(w, 0.9, 0.3, 0.1),
+        ("wrong sign in PPO", "no clip in PPO", "old as it is now in PPO", "lambda one"), size=1, reused=True,
     ),
     "clipping": Theorem(
         DR_GRPO(passes=2, clip_low=0.1, clip_high=0.25), partial(reused, rule="token", low=0.1, high=0.25),

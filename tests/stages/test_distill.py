@@ -173,6 +173,7 @@ def test_rl_takes_on_the_teachers_distributions_without_a_reward(place):
         ({"algorithm": SFT()}, "take --algorithm distill"),
         ({"algorithm": Distill(level="sequence", on_policy=0.5)}, "take level token"),
         ({"algorithm": SFT(), "teacher": None, "temperature": 0.5}, "it is for distill"),
+        ({"algorithm": SFT(), "teacher": None, "max_new_tokens": 8}, "nothing is sampled here; got 8"),
     ],
 )
 def test_settings_that_mean_nothing_are_refused(place, fields, message):

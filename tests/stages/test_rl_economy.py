@@ -11,7 +11,8 @@ from tutelage.models.hardware import Machine
 from tutelage.models.heads import new_scalar_model, save_reward_model
 from tutelage.models.load import load_backbone, save_policy
 from tutelage.records import read_jsonl
-from tutelage.stages.rl import RL, check_settings, main
+from tutelage.stages.rl import RL, main
+from tutelage.stages.rl_settings import check_settings
 
 PROMPTS = [{"prompt": f"Say {n}"} for n in range(6)]
 
@@ -88,6 +89,10 @@ def test_a_resumed_run_keeps_the_machine_it_measured(place):
         ({"pods": 2, "process_reward": ["brevity"]}, "got 2 of 4 with process rewards"),
         ({"pods": 2, "algorithm": {"name": "ppo"}}, "they are for grpo; got algorithm ppo"),
         ({"greso": {"on": True}, "algorithm": {"name": "rloo"}}, "they are for grpo"),
+        ({"greso": {"on": True}, "process_reward": ["brevity"]}, "got 0, 0 and True"),
+        ({"algorithm": {"name": "dapo"}, "process_reward": ["brevity"]}, "got 0.2, 3 and False: say 0, 0 and no greso"),
+        ({"algorithm": {"name": "dr_grpo", "kl_coefficient": 0.0}, "reference": "x"}, "reference: nothing looks at x"),
+        ({"algorithm": {"name": "ppo", "kl_coefficient": 0.0}, "reference": "x"}, "ppo as it is set has no KL to it"),
     ],
 )
 def test_settings_that_mean_nothing_are_refused(place, changes, message):

@@ -31,15 +31,16 @@ from tutelage.records import Prompt
 from tutelage.rewards.combine import Combined, combine
 from tutelage.rewards.steps import score_steps
 from tutelage.stages.common import Actor, Count, Training, check_out, load_actor
-from tutelage.stages.distill import check_teacher, with_teacher
+from tutelage.stages.distill import with_teacher
 from tutelage.stages.exam import Exam, exam_hooks, measured, verifier_of
-from tutelage.stages.human import Human, check_human, with_people
+from tutelage.stages.human import Human, with_people
 from tutelage.stages.metering import scorers_of
 from tutelage.stages.mix import pretraining_mix
 from tutelage.stages.monitor import Monitor, judges_of, monitor_hooks
 from tutelage.stages.nash import duels, rewards_of
 from tutelage.stages.networks import Critic, Value, critic_of, reader_of, with_reference
-from tutelage.stages.rollout import Rollout, check_rollout, with_rollout
+from tutelage.stages.rl_settings import check_settings
+from tutelage.stages.rollout import Rollout, with_rollout
 from tutelage.stages.sample import NO_PROMPTS
 from tutelage.stages.training import Ready, finished, load, records_of, run_task, stream_of
 from tutelage.training.loop import Task
@@ -149,42 +150,6 @@ def main(cfg: RL) -> Path:
         run = run_task(cfg, "rl", prepared, hooks)
     save_policy(actor.module, actor.tokenizer, run.folder / "policy")
     return finished(run, "policy")
-
-
-def check_settings(cfg: RL) -> None:
-    """Raises ValueError for settings that are each right and together mean nothing."""
-    method = cfg.algorithm
-    check_teacher(method, cfg.teacher)
-    check_human(cfg)
-    check_rollout(cfg.rollout, method)
-    if isinstance(method, Distill) and (method.level != "token" or method.on_policy not in (None, 1.0)):
-        raise ValueError(
-            f"algorithm distill in rl is token by token on the policy's own answers; got level {method.level}, on_policy "
-            f"{method.on_policy}; a mixture with the data's answers, or the teacher's answers, are `tutelage sft`'s"
-        )
-    if cfg.process_reward and not isinstance(method, GRPO | Reinforce):
-        raise ValueError(f"process_reward: rewards of steps are for grpo and reinforce; got algorithm {method.name}")
-    if cfg.process_reward and isinstance(method, Reinforce) and method.normalize != "none":
-        raise ValueError(
-            f"algorithm.normalize: {method.normalize!r} is for one reward an answer; with process_reward say 'none'"
-        )
-    if isinstance(method, PPO) and method.kl_target is not None and method.kl_coefficient == 0:
-        raise ValueError("algorithm.kl_target: an adaptive coefficient needs a start; got kl_coefficient 0")
-    if (cfg.greso.on or cfg.pods is not None) and not isinstance(method, GRPO):
-        raise ValueError(
-            f"greso and pods compare the answers of a group: they are for grpo; got algorithm {method.name}"
-        )
-    if cfg.pods is not None and (cfg.pods >= method.group_size or cfg.process_reward):
-        raise ValueError(
-            f"pods: keeps fewer answers than are sampled, by one reward each; got {cfg.pods} of {method.group_size}"
-            f"{' with process rewards' * bool(cfg.process_reward)}"
-        )
-    if cfg.value != Value() and "value" not in method.needs:
-        raise ValueError(
-            f"value: {method.name} has no value model here; it is for ppo, or reinforce with baseline value"
-        )
-    if isinstance(method, GRPO) and method.overlong > 0 and round(method.overlong * cfg.max_new_tokens) == 0:
-        raise ValueError(f"algorithm.overlong: less than a token of {cfg.max_new_tokens}; raise it or max_new_tokens")
 
 
 def temperature_at(cfg: RL) -> Callable[[int], float] | None:

@@ -53,6 +53,8 @@ def ready(cfg: Sft, loaded: Sequence[Loaded], limit: int | None = None) -> tuple
     check_teacher(cfg.algorithm, cfg.teacher)
     if isinstance(cfg.algorithm, SFT) and cfg.temperature != 1:
         raise ValueError(f"temperature: demonstrations are imitated at 1; got {cfg.temperature:g} (it is for distill)")
+    if isinstance(cfg.algorithm, SFT) and cfg.max_new_tokens != Sft.max_new_tokens:
+        raise ValueError(f"max_new_tokens: nothing is sampled here; got {cfg.max_new_tokens} (it is for distill)")
     actor = load_actor(cfg, cfg.adapter, temperature=cfg.temperature, tokens=cfg.optimization.pass_tokens)
     models, records = Models(policy=actor.policy), records_of(loaded)
     if isinstance(cfg.algorithm, Distill) and cfg.algorithm.level == "sequence":
