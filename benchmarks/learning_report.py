@@ -21,6 +21,7 @@ independent units. A row *learns* where both intervals lie above 0. docs/learnin
 | row | command | start | end | permuted | end - start | end - permuted | learns | core-seconds |
 |---|---|---|---|---|---|---|---|---|
 """
+BEGIN, END = "<!-- table: written by make learn -->", "<!-- end of the table -->"
 
 
 def write_report(results: Path, known: Sequence[str], pages: Path | None = None) -> list[dict[str, Any]]:
@@ -46,7 +47,17 @@ def write_report(results: Path, known: Sequence[str], pages: Path | None = None)
     draw_pages(rows, results / "curves")
     if pages is not None:
         write_sections(rows, pages)
+        write_table(pages.parent / "learning.md", (results / "table.md").read_text())
     return table
+
+
+def write_table(page: Path, table: str) -> None:
+    """The table into the page of the task, between its two marks."""
+    begin, rest = page.read_text(encoding="utf-8").split(BEGIN)
+    shown = table.partition("\n| row |")
+    page.write_text(
+        f"{begin}{BEGIN}\n{shown[1].strip()}{shown[2].rstrip()}\n{END}{rest.partition(END)[2]}", encoding="utf-8"
+    )
 
 
 def verdict(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -126,3 +126,10 @@ def test_its_commands_would_run(page: str) -> None:
 def test_commands_are_found() -> None:
     found = [command for page in EVERY_PAGE for command in commands(page)]
     assert {command[0] for command in found} >= {"run", "rl", "sft", "reward", "prefer", "sample", "refine", "evaluate"}
+
+
+def test_the_learning_page_has_the_table_of_the_results() -> None:
+    results = (ROOT / "benchmarks" / "results" / "learning" / "table.md").read_text(encoding="utf-8")
+    rows = [line for line in results.splitlines() if line.startswith("| ")]
+    assert len(rows) > 30
+    assert "\n".join(rows[1:]) in (ROOT / "docs" / "learning.md").read_text(encoding="utf-8")
