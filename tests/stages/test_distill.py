@@ -91,7 +91,8 @@ def test_token_level_brings_the_student_nearer(place):
 @pytest.mark.slow
 def test_plain_sft_asks_no_teacher(place):
     """The same command without a teacher: -log p of the demonstrations, as plain calls give it."""
-    folder = main(settings(algorithm=SFT(), teacher=None, out="plain", steps=1, batch_size=6))
+    plain = {"algorithm": SFT(), "teacher": None, "max_new_tokens": 256}
+    folder = main(settings(**plain, out="plain", steps=1, batch_size=6))
     chat = Chat.of(load_tokenizer("student"))
     records = load(("demos.jsonl",), "demonstration", "error", "")[0].records
     rows = demonstrations(records, chat, 1024).batch
@@ -172,7 +173,7 @@ def test_rl_takes_on_the_teachers_distributions_without_a_reward(place):
         ({"teacher": None}, "give --teacher MODEL"),
         ({"algorithm": SFT()}, "take --algorithm distill"),
         ({"algorithm": Distill(level="sequence", on_policy=0.5)}, "take level token"),
-        ({"algorithm": SFT(), "teacher": None, "temperature": 0.5}, "it is for distill"),
+        ({"algorithm": SFT(), "teacher": None, "temperature": 0.5}, "imitated at 1; got 0.5"),
         ({"algorithm": SFT(), "teacher": None, "max_new_tokens": 8}, "nothing is sampled here; got 8"),
     ],
 )
