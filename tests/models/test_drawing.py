@@ -7,6 +7,7 @@ from scipy.stats import chi2
 from torch.testing import assert_close
 
 from tutelage.models.drawing import Decoding, draw, inverse_cdf, truncate, uniforms_of
+from tutelage.models.fused import running
 
 VOCABULARY = 49_152  # SmolLM2's; a float32 CDF over it loses thousands of tokens
 
@@ -63,6 +64,41 @@ def test_tokens_of_the_real_vocabulary_are_reachable(kind):
     p = distribution(kind, VOCABULARY)
     some = torch.arange(0, VOCABULARY, 96) + torch.arange(512) % 96
     assert torch.equal(draws(p, middles(p)[some]), some)
+
+
+def in_columns(p: torch.Tensor, uniforms: torch.Tensor, temperature: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Draws from logits that stand a column a row, by the compiled kernel, and their log-probs."""
+    logits = (p.double().log() * temperature).float()[:, None].repeat(1, len(uniforms))
+    with running("numba"):
+        return draw(logits.t(), Decoding(temperature=temperature), uniforms)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.4])
+@pytest.mark.parametrize("vocabulary", [3, 257, 4_000])
+@pytest.mark.parametrize("kind", ["flat", "peaked"])
+def test_logits_in_columns_are_drawn_from_alike(kind, vocabulary, temperature):
+    """Within the rounding of the logits and of float32 sums each uniform finds its token, and its log-prob."""
+    p = distribution(kind, vocabulary).double()
+    p[vocabulary // 2] = 0
+    p = p / p.sum()
+    uniforms = torch.cat([middles(p), p.cumsum(0).clamp(max=1), torch.tensor([0.0, 1.0])])
+    drawn, logprobs = map(torch.cat, zip(*(in_columns(p, u, temperature) for u in uniforms.split(500)), strict=True))
+    above = p.cumsum(0)[drawn]
+    assert (uniforms >= above - p[drawn] - 2e-6).all()
+    assert (uniforms <= above + 2e-6).all()
+    assert (drawn != vocabulary // 2).all()
+    assert_close(logprobs, p.log()[drawn], atol=5e-6, rtol=0)
+    if kind == "flat":
+        assert torch.equal(drawn[:vocabulary][p > 0], torch.arange(vocabulary)[p > 0])
+
+
+def test_what_weighs_less_than_a_float32_sum_is_reachable_in_columns():
+    """Tokens of 1e-8 behind all the mass of their block: 3,000 uniforms around them find each."""
+    p = torch.full((600,), 1e-8, dtype=torch.float64)
+    p[torch.arange(0, 200, 3)] = torch.rand(67, dtype=torch.float64) / 67
+    p = p / p.sum()
+    uniforms = p.cumsum(0)[255] + torch.linspace(-1.5e-6, 1.5e-6, 3_000, dtype=torch.float64)
+    assert set(range(200, 300)) <= set(in_columns(p, uniforms)[0].tolist())
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from tutelage.models import fused
+from tutelage.models import fused, kernels
 from tutelage.models.attention import Look
 from tutelage.models.cache import BUFFERS, KeyValues, Room, Step
 from tutelage.models.tiny import tiny
@@ -25,7 +25,6 @@ def own_choice():
 
 
 def test_exp_is_right_to_three_in_ten_million():
-    kernels = pytest.importorskip("tutelage.models.kernels")
     x = np.linspace(-87, 88, 100_001, dtype=np.float32)
     ours = np.array([kernels.exp(each) for each in x], dtype=np.float64)
     assert np.abs(ours / np.exp(x.astype(np.float64)) - 1).max() < 3.5e-7
@@ -44,6 +43,40 @@ def test_norm_adds_and_divides_by_the_root_of_the_mean_square(tokens):
     assert_close(
         fused.norm(torch.tensor([[3.0], [4.0]]).t(), torch.ones(2), 0.0, None), torch.tensor([[3.0, 4.0]]) / 12.5**0.5
     )
+
+
+@pytest.mark.parametrize("columns", [1, 5, 16, 17, 33, 48, 64, 70, 80, 130])
+def test_a_product_is_that_of_pytorch(columns):
+    """Each height and width of tile, what is left over of both, depths even and odd; nothing is written outside."""
+    for rows, depth in ((1, 3), (23, 8), (24, 37), (50, 64), (577, 10)):
+        weight, x = torch.randn(rows, depth, dtype=torch.float64), torch.randn(depth, columns, dtype=torch.float64)
+        assert_close(fused.product(weight.float(), x.float()), (weight @ x).float(), atol=2e-5, rtol=1e-5)
+    assert fused.product(torch.tensor([[3.0, 4.0]]), torch.tensor([[1.0], [10.0]])).item() == 43
+
+
+def test_which_products_are_compiled():
+    weight, x = torch.ones(4, 3), torch.ones(3, 2)
+    for chosen, compiled in (("torch", False), ("loops", False), ("numba", True)):
+        with fused.running(chosen):
+            assert fused.multiplies(weight, x) == compiled
+    with fused.running("numba"):
+        assert not fused.multiplies(weight.T, torch.ones(4, 2)), "not as it lies in memory"
+        assert not fused.multiplies(weight.double(), x.double())
+        assert not fused.multiplies(weight, torch.ones(3, fused.MOST_COLUMNS + 1))
+
+
+@pytest.mark.parametrize("rows", [1, 8, 64, 65])
+def test_blocks_of_logits(rows):
+    """Highest and sum of weights of each block, the last one shorter; minus infinity weighs nothing, a whole block of it too."""
+    logits = torch.randn(700, rows) * 5
+    logits[256:512, 0] = logits[3, 0] = -torch.inf
+    for temperature in (1.0, 0.25):
+        highest, total = fused.blocks(logits, 256, temperature)
+        for block, part in enumerate(logits.split(256)):
+            peak = part.amax(0).clamp(min=-3e38)
+            assert torch.equal(highest[block], peak)
+            weights = ((part - peak).double() / temperature).exp()
+            assert_close(total[block], weights.sum(0), atol=1e-30, rtol=2e-6)
 
 
 def test_turn_rotates_each_pair_by_its_angle():
@@ -73,13 +106,13 @@ def test_a_step_of_attention_is_that_of_pytorch(heads, kv, window):
     laid = torch.randn(heads + 2 * kv, 6, len(held)).transpose(1, 2)[None]
     query, key, value = laid.split([heads, kv, kv], dim=1)
     found, written = [], []
-    for kernels in ("torch", "numba"):
+    for chosen in ("torch", "numba"):
         one = full.layers(slice(None))
         for name in BUFFERS:
             getattr(one, name)[0] = getattr(full, name)[0].clone()
-        with fused.running(kernels):
+        with fused.running(chosen):
             step = Step.of(one)
-            assert (step.asking is not None) == (kernels == "numba")
+            assert (step.asking is not None) == (chosen == "numba")
             found.append(step.attend(0, query, key, value, Look(0.7, window)))
         written.append((one.keys[0], one.values[0]))
     assert_close(found[1], found[0], atol=1e-5, rtol=1e-5)
@@ -98,13 +131,18 @@ def test_threads_share_the_units_and_the_result_is_the_same():
     assert all(torch.equal(out, outs[0]) for out in outs)
 
 
-def test_they_are_chosen_where_they_can_run():
-    assert fused.choose_kernels("auto", CPU) == fused.choose_kernels("numba", CPU) == "numba"
-    assert fused.choose_kernels("torch", CPU) == "torch"
+@pytest.mark.parametrize(("faster", "chosen"), [(1.2, "numba"), (0.9, "loops")])
+def test_they_are_chosen_where_they_can_run(monkeypatch, faster, chosen):
+    """And compiled products where they are faster."""
+    assert fused.speedup() > 0
+    monkeypatch.setattr(fused, "speedup", lambda: faster)
+    assert fused.choose_kernels("auto", CPU) == chosen
+    for pinned in ("torch", "loops", "numba"):
+        assert fused.choose_kernels(pinned, CPU) == pinned
     assert fused.choose_kernels("auto", torch.device("cuda")) == "torch"
     with pytest.raises(ValueError, match="the device is cuda"):
         fused.choose_kernels("numba", torch.device("cuda"))
-    with pytest.raises(ValueError, match="got 'triton'; allowed: auto, torch, numba"):
+    with pytest.raises(ValueError, match="got 'triton'; allowed: auto, torch, loops, numba"):
         fused.choose_kernels("triton", CPU)
 
 
@@ -121,5 +159,7 @@ def test_without_numba_or_the_thread_pool_pytorch_decodes(monkeypatch):
 
     monkeypatch.setattr(fused, "_pool", no_pool)
     assert fused.choose_kernels("auto", CPU) == "torch"
+    with pytest.raises(ValueError, match="loops cannot run: AttributeError"):
+        fused.choose_kernels("loops", CPU)
     with pytest.raises(ValueError, match="GOMP_parallel"):
         fused.choose_kernels("numba", CPU)

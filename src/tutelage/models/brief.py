@@ -29,6 +29,8 @@ LLAMA_LIKE = ("LlamaModel", "MistralModel", "Qwen2Model", "Qwen3Model")
 """transformers' decoders that are norm, attention, norm, gated MLP, with rotary positions on whole heads."""
 MERGE_FROM = 16
 """New tokens from which on merging an adapter once is cheaper than multiplying by it at every token."""
+SIDE_BY_SIDE = 8
+"""Rows from which on logits stand a column a row: the kernel that draws works on that many columns at once."""
 Affine = Callable[[Tensor], Tensor]
 AddedNorm = Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor]]
 
@@ -68,7 +70,14 @@ def readout(model: nn.Module) -> Callable[[Tensor], Tensor]:
     if weight is None:
         return lambda hidden: exact(head(hidden))
     weight = exact(weight)
-    return lambda hidden: nn.functional.linear(exact(hidden), weight)
+
+    def product(hidden: Tensor) -> Tensor:
+        hidden = exact(hidden)
+        if len(hidden) >= SIDE_BY_SIDE and fused.multiplies(weight, hidden.t()):
+            return fused.product(weight, hidden.t()).t()  # and drawn from as they stand
+        return nn.functional.linear(hidden, weight)
+
+    return product
 
 
 def _as_it_is(backbone: PreTrainedModel) -> Hidden:
@@ -217,6 +226,9 @@ class Product:
         """In columns where they are."""
         if not in_columns(x):
             return nn.functional.linear(x, self.weight, self.bias)
+        if fused.multiplies(self.weight, x.t()):
+            out = fused.product(self.weight, x.t())
+            return (out if self.bias is None else out.add_(self.bias[:, None])).t()
         if self.bias is None:
             return torch.mm(self.weight, x.t()).t()
         return torch.addmm(self.bias[:, None], self.weight, x.t()).t()

@@ -7,35 +7,56 @@ for each other's idle threads. Where either is missing, PyTorch's operations do 
 from __future__ import annotations
 
 import ctypes
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
+from importlib import import_module
 from importlib.util import find_spec
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-Kernels = Literal["torch", "numba"]
+Kernels = Literal["torch", "loops", "numba"]
+"""PyTorch's operations; the compiled loops between the products; those and compiled products."""
+MOST_COLUMNS = 512
+"""From there on PyTorch's products are as fast."""
 FAR = 1 << 40
 """A window that hides nothing."""
 _chosen: list[Kernels] = ["torch"]
 
 
 def choose_kernels(wanted: str, device: torch.device) -> Kernels:
-    """`auto`: numba's on a CPU where they can run, PyTorch's operations elsewhere.
+    """`auto`: numba's on a CPU where they can run, its products where they are faster, measured in 0.1 s.
 
-    Raises ValueError for an unknown name, and for numba where it cannot run, with the reason.
+    Raises ValueError for an unknown name, and for numba's where they cannot run, with the reason.
     """
-    if wanted not in ("auto", "torch", "numba"):
-        raise ValueError(f"kernels: got {wanted!r}; allowed: auto, torch, numba")
+    if wanted not in ("auto", *get_args(Kernels)):
+        raise ValueError(f"kernels: got {wanted!r}; allowed: auto, {', '.join(get_args(Kernels))}")
     reason = f"the device is {device}, and they are for CPUs" if device.type != "cpu" else missing()
-    if wanted == "numba" and reason:
-        raise ValueError(f"kernels: numba's cannot run: {reason}")
-    return "torch" if wanted == "torch" or reason else "numba"
+    if wanted not in ("auto", "torch") and reason:
+        raise ValueError(f"kernels: {wanted} cannot run: {reason}")
+    if wanted == "auto" and not reason:
+        return "numba" if speedup() > 1 else "loops"
+    return "torch" if wanted == "auto" else wanted  # type: ignore[return-value]
+
+
+def speedup() -> float:
+    """How much faster the compiled product is at a decoding step's shape: weights from memory, best of five rounds each."""
+    draw = torch.Generator().manual_seed(0)
+    weights, x = torch.randn(24, 576, 576, generator=draw), torch.randn(576, 64, generator=draw)
+    best = {torch.mm: float("inf"), product: float("inf")}
+    for _ in range(6):  # the first one warms up; the best hides it
+        for multiply in best:
+            begun = time.perf_counter()
+            for weight in weights:
+                multiply(weight, x)
+            best[multiply] = min(best[multiply], time.perf_counter() - begun)
+    return best[torch.mm] / best[product]
 
 
 @cache
@@ -45,7 +66,8 @@ def missing() -> str:
         return "numba is not installed; install it with: pip install 'tutelage[fast]'"
     try:
         _pool()
-        _compiled()
+        for module in ("kernels", "product_kernel", "draw_kernel"):
+            _compiled(module)
     except Exception as error:  # whatever a compiler or a system without this pool can raise: PyTorch does the same
         return f"{type(error).__name__}: {error}".splitlines()[0]
     return ""
@@ -67,8 +89,22 @@ def in_use() -> Kernels:
 
 
 def fits(x: Tensor) -> bool:
-    """Whether the kernels run now, and on such numbers."""
-    return _chosen[-1] == "numba" and x.device.type == "cpu" and x.dtype == torch.float32
+    """Whether the loops run now, and on such numbers."""
+    return _chosen[-1] != "torch" and x.device.type == "cpu" and x.dtype == torch.float32
+
+
+def multiplies(weight: Float[Tensor, "N K"], x: Float[Tensor, "K C"]) -> bool:
+    """Whether the compiled product runs now, and takes these."""
+    laid = weight.is_contiguous() and x.is_contiguous() and weight.dtype == torch.float32
+    return _chosen[-1] == "numba" and fits(x) and laid and x.shape[1] <= MOST_COLUMNS
+
+
+def product(weight: Float[Tensor, "N K"], x: Float[Tensor, "K C"]) -> Float[Tensor, "N C"]:
+    """W x."""
+    (rows, depth), columns = weight.shape, x.shape[1]
+    out = x.new_empty(rows, columns)
+    _run(_compiled("product_kernel").product, rows, depth, columns, _address(weight), _address(x), _address(out))
+    return out
 
 
 def norm(x: Float[Tensor, "N D"], weight: Float[Tensor, "D"], eps: float, plus: Float[Tensor, "N D"] | None) -> Tensor:
@@ -83,6 +119,18 @@ def turn(x: Float[Tensor, "H W N"], cos: Float[Tensor, "W N"], sin: Float[Tensor
     """Each head's pairs turned, in place; `sin` is negative for the first half."""
     heads, width, count = x.shape
     _run(_compiled().turn, heads, width // 2, count, _address(x), _address(cos), _address(sin))
+
+
+def blocks(
+    logits: Float[Tensor, "V R"], size: int, temperature: float
+) -> tuple[Float[Tensor, "B R"], Float[Tensor, "B R"]]:
+    """Of each `size` logits of a row the highest, and in float64 the sum of exp((logit - highest) / temperature)."""
+    vocabulary, rows = logits.shape
+    highest = logits.new_empty(-(-vocabulary // size), rows)
+    total = torch.empty_like(highest, dtype=torch.float64)
+    numbers = size, vocabulary, rows, _bits(temperature), _address(logits), _address(highest), _address(total)
+    _run(_compiled("draw_kernel").blocks, *numbers)
+    return highest, total
 
 
 @dataclass(frozen=True)
@@ -120,23 +168,12 @@ class Asking:
         """The new keys and values are written into `own`, then each row looks at its prompt and at itself."""
         query, key, value = (x.transpose(1, 2).contiguous() for x in fresh)
         (heads, width, rows), kv = query.shape, len(key)
-        out = query.new_empty(rows, heads, width)
-        _run(
-            _attend(width, heads // kv),
-            *(
-                len(self.bounds),
-                kv,
-                rows,
-                window or FAR,
-                own[0].shape[2],
-                prompts[0].shape[2],
-                self.cells,
-                _bits(scale),
-            ),
-            *(self.bounds.ctypes.data, self.order.ctypes.data),
-            *(_address(x) for x in (self.slots, self.said, self.asked, query, key, value, *own, *prompts, out)),
-        )
-        return out
+        out = query.new_empty(heads, width, rows)
+        sizes = len(self.bounds), kv, rows, window or FAR, own[0].shape[2], prompts[0].shape[2], self.cells
+        tables = self.bounds.ctypes.data, self.order.ctypes.data
+        tensors = self.slots, self.said, self.asked, query, key, value, *own, *prompts, out
+        _run(_attend(width, heads // kv), *sizes, _bits(scale), *tables, *map(_address, tensors))
+        return out.permute(2, 0, 1)
 
 
 def _run(kernel: Any, *numbers: int) -> None:
@@ -164,10 +201,8 @@ def _pool() -> Any:
 
 
 @cache
-def _compiled() -> Any:
-    from tutelage.models import kernels
-
-    return kernels
+def _compiled(module: str = "kernels") -> Any:
+    return import_module(f"tutelage.models.{module}")
 
 
 @cache

@@ -51,10 +51,11 @@ floats, integers = at_address(types.float32), at_address(types.int64)
 
 def next_unit(_context: Any, counter: Any) -> Any:
     """The counter's number, which no other thread gets."""
-    one = ir.Constant(ir.IntType(64), 1)
-    return types.int64(
-        types.CPointer(types.int64)
-    ), lambda _context, builder, _signature, arguments: builder.atomic_rmw("add", arguments[0], one, "monotonic")
+
+    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        return builder.atomic_rmw("add", arguments[0], ir.Constant(ir.IntType(64), 1), "monotonic")
+
+    return types.int64(types.CPointer(types.int64)), generate
 
 
 take: Any = intrinsic(next_unit)
@@ -198,7 +199,7 @@ def attend_of(width: int, folded: int) -> Any:
         novel = carray(floats(a[16]), (kv, width, rows))
         keys = carray(floats(a[17]), (rows, kv, room, width))
         values = carray(floats(a[18]), (rows, kv, room, width))
-        out = carray(floats(a[21]), (rows, kv, folded, width))
+        out = carray(floats(a[21]), (kv, folded, width, rows))
         asking, sums = np.empty((most, width), dtype=F32), np.empty((most, width), dtype=F32)
         scores = np.empty((most, cells), dtype=F32)
         unit = take(a)
@@ -233,10 +234,10 @@ def attend_of(width: int, folded: int) -> Any:
                     softmax(scores[m, lowest:end])
                 collect(scores[mine, length + own : end], values[row, head, own : said[row] + 1], sums[mine])
             collect(scores[:every, lowest:length], prompt_values[lowest:length], sums[:every])
-            for i in range(count):
-                for g in range(folded):
-                    for d in range(width):
-                        out[order[begin + i], head, g, d] = sums[i * folded + g, d]
+            for g in range(folded):
+                for d in range(width):
+                    for i in range(count):
+                        out[head, g, d, order[begin + i]] = sums[i * folded + g, d]
             unit = take(a)
 
     return attend

@@ -44,7 +44,9 @@ def libraries(device: torch.device) -> str:
     if device.type != "cpu":
         return ""
     products = {"onednn": "oneDNN", "default": "PyTorch's default library"}[gemm.in_use()]
-    decoding = {"numba": "compiled kernels", "torch": "PyTorch's operations"}[fused.in_use()]
+    decoding = {"numba": "compiled kernels and products", "loops": "compiled kernels", "torch": "PyTorch's operations"}[
+        fused.in_use()
+    ]
     return f"; products by {products}, decoding steps by {decoding}"
 
 
