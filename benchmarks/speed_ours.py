@@ -246,5 +246,5 @@ class Seen:
             if torch.is_grad_enabled():
                 seen.tokens += inputs[0].shape[:-1].numel()
 
-        backbone.layers[0].mlp.register_forward_pre_hook(count)
+        backbone.layers[0].mlp.gate_proj.register_forward_pre_hook(count)
         return seen

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
@@ -21,26 +21,17 @@ from tutelage.models import fused
 from tutelage.models.attention import Look
 from tutelage.models.gemm import in_use
 from tutelage.models.label_head import exact, head_of, plain_weight
+from tutelage.models.line_forward import LLAMA_LIKE, Layout, llama_like, windowed
 from tutelage.models.lora import merged_weight
-from tutelage.models.packing import backbone_of, packed_attention, windowed
+from tutelage.models.packing import backbone_of, packed_attention
 from tutelage.models.rough import Precision, rough_affine
 
-LLAMA_LIKE = ("LlamaModel", "MistralModel", "Qwen2Model", "Qwen3Model")
-"""transformers' decoders that are norm, attention, norm, gated MLP, with rotary positions on whole heads."""
 MERGE_FROM = 16
 """New tokens from which on merging an adapter once is cheaper than multiplying by it at every token."""
 SIDE_BY_SIDE = 8
 """Rows from which on logits stand a column a row: the kernel that draws works on that many columns at once."""
 Affine = Callable[[Tensor], Tensor]
 AddedNorm = Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor]]
-
-
-class Layout(Protocol):
-    """Who sees whom: the decoder's prompts or its next step."""
-
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, look: Look) -> Tensor:
-        """See `packing.Packed.attend`."""
-        ...
 
 
 Hidden = Callable[[Tensor, Layout], Tensor]
@@ -54,7 +45,7 @@ def hidden_states(model: nn.Module, tokens: int, precision: Precision = "exact")
     that runs as transformers runs it.
     """
     backbone = backbone_of(model)
-    if type(backbone).__name__ in LLAMA_LIKE and type(backbone).__module__.startswith("transformers."):
+    if llama_like(backbone):
         return _llama_like(backbone, partial(affine, merge=tokens >= MERGE_FROM, precision=precision))
     if precision != "exact":
         raise ValueError(

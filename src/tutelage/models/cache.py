@@ -167,20 +167,13 @@ class Step:
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, look: Look) -> Tensor:
         """Attention of one token a row over its prompt and itself; query heads of one kv head share its read.
 
-        The rows of a prompt ask its keys in one product: they are read once, whatever the number of answers.
+        The rows of a prompt ask its keys together: they are read once, whatever the number of answers.
         """
         rows, heads, width = len(self.at), query.shape[1], query.shape[3]
         scale = look.scaling or width**-0.5
         if self.asking is not None and look.cap is None and query.dtype == torch.float32:
-            own, prompts = ((self.cache.keys, self.cache.values), (self.cache.prompt_keys, self.cache.prompt_values))
-            out = self.asking.attend(
-                (query[0], key[0], value[0]),
-                (own[0][layer], own[1][layer]),
-                (prompts[0][layer], prompts[1][layer]),
-                scale,
-                look.window,
-            )
-            return out[None]
+            buffers = [getattr(self.cache, name)[layer] for name in BUFFERS]
+            return self.asking.attend((query[0], key[0], value[0]), buffers, scale, look.window)[None]
         kv, asked, groups = key.shape[1], self.prompt_width, self.groups
         keys, values = self._grown(self.cache.keys[layer], key), self._grown(self.cache.values[layer], value)
         prompts = (x[layer].view(-1, *x[layer].shape[2:]) for x in (self.cache.prompt_keys, self.cache.prompt_values))

@@ -66,8 +66,8 @@ def missing() -> str:
         return "numba is not installed; install it with: pip install 'tutelage[fast]'"
     try:
         _pool()
-        for module in ("kernels", "product_kernel", "draw_kernel"):
-            _compiled(module)
+        for module in ("kernels", "product_kernel", "draw_kernel", "training_kernels"):
+            compiled(module)
     except Exception as error:  # whatever a compiler or a system without this pool can raise: PyTorch does the same
         return f"{type(error).__name__}: {error}".splitlines()[0]
     return ""
@@ -103,22 +103,22 @@ def product(weight: Float[Tensor, "N K"], x: Float[Tensor, "K C"]) -> Float[Tens
     """W x."""
     (rows, depth), columns = weight.shape, x.shape[1]
     out = x.new_empty(rows, columns)
-    _run(_compiled("product_kernel").product, rows, depth, columns, _address(weight), _address(x), _address(out))
+    run(compiled("product_kernel").product, rows, depth, columns, address(weight), address(x), address(out))
     return out
 
 
 def norm(x: Float[Tensor, "N D"], weight: Float[Tensor, "D"], eps: float, plus: Float[Tensor, "N D"] | None) -> Tensor:
     """x += plus, in place; x weight / sqrt(mean(x^2) + eps). All of them stand in columns, D numbers a token."""
     out = torch.empty_like(x.t())
-    added = 0 if plus is None else _address(plus.t())
-    _run(_compiled().norm, len(out), out.shape[1], _bits(eps), _address(x.t()), _address(out), _address(weight), added)
+    added = 0 if plus is None else address(plus.t())
+    run(compiled().norm, len(out), out.shape[1], bits(eps), address(x.t()), address(out), address(weight), added)
     return out.t()
 
 
 def turn(x: Float[Tensor, "H W N"], cos: Float[Tensor, "W N"], sin: Float[Tensor, "W N"]) -> None:
     """Each head's pairs turned, in place; `sin` is negative for the first half."""
     heads, width, count = x.shape
-    _run(_compiled().turn, heads, width // 2, count, _address(x), _address(cos), _address(sin))
+    run(compiled().turn, heads, width // 2, count, address(x), address(cos), address(sin))
 
 
 def blocks(
@@ -128,8 +128,8 @@ def blocks(
     vocabulary, rows = logits.shape
     highest = logits.new_empty(-(-vocabulary // size), rows)
     total = torch.empty_like(highest, dtype=torch.float64)
-    numbers = size, vocabulary, rows, _bits(temperature), _address(logits), _address(highest), _address(total)
-    _run(_compiled("draw_kernel").blocks, *numbers)
+    numbers = size, vocabulary, rows, bits(temperature), address(logits), address(highest), address(total)
+    run(compiled("draw_kernel").blocks, *numbers)
     return highest, total
 
 
@@ -150,7 +150,7 @@ class Asking:
     def of(cls, held: Sequence[int], slots: Tensor, said: Tensor, asked: Tensor, cells: int) -> Asking:
         """`held`: the prompt of each row."""
         order = sorted(range(len(held)), key=lambda row: held[row])
-        most, bounds = _compiled().ROWS, []
+        most, bounds = compiled().ROWS, []
         for at, row in enumerate(order):
             if at == 0 or held[row] != held[order[at - 1]] or at - bounds[-1][0] == most:
                 bounds.append([at, at])
@@ -160,34 +160,33 @@ class Asking:
     def attend(
         self,
         fresh: tuple[Float[Tensor, "H R W"], Float[Tensor, "K R W"], Float[Tensor, "K R W"]],
-        own: tuple[Float[Tensor, "n K T W"], Float[Tensor, "n K T W"]],
-        prompts: tuple[Float[Tensor, "n K S W"], Float[Tensor, "n K S W"]],
+        buffers: Sequence[Float[Tensor, "n K t W"]],
         scale: float,
         window: int | None,
     ) -> Float[Tensor, "R H W"]:
-        """The new keys and values are written into `own`, then each row looks at its prompt and at itself."""
+        """New keys and values are written into the rows' own `buffers` (`cache.BUFFERS`), then each looks at prompt and self."""
         query, key, value = (x.transpose(1, 2).contiguous() for x in fresh)
         (heads, width, rows), kv = query.shape, len(key)
         out = query.new_empty(heads, width, rows)
-        sizes = len(self.bounds), kv, rows, window or FAR, own[0].shape[2], prompts[0].shape[2], self.cells
+        sizes = len(self.bounds), kv, rows, window or FAR, buffers[0].shape[2], buffers[2].shape[2], self.cells
         tables = self.bounds.ctypes.data, self.order.ctypes.data
-        tensors = self.slots, self.said, self.asked, query, key, value, *own, *prompts, out
-        _run(_attend(width, heads // kv), *sizes, _bits(scale), *tables, *map(_address, tensors))
+        tensors = self.slots, self.said, self.asked, query, key, value, *buffers, out
+        run(_attend(width, heads // kv), *sizes, bits(scale), *tables, *map(address, tensors))
         return out.permute(2, 0, 1)
 
 
-def _run(kernel: Any, *numbers: int) -> None:
+def run(kernel: Any, *numbers: int) -> None:
     """One kernel on all of PyTorch's threads; the first number is their counter."""
     table = np.array([0, *numbers], dtype=np.int64)
     _pool()(kernel.address, table.ctypes.data, torch.get_num_threads(), 0)
 
 
-def _address(x: Tensor) -> int:
+def address(x: Tensor) -> int:
     assert x.is_contiguous(), "a kernel reads memory in its order"
     return x.data_ptr()
 
 
-def _bits(value: float) -> int:
+def bits(value: float) -> int:
     return int(np.float64(value).view(np.int64))
 
 
@@ -201,10 +200,10 @@ def _pool() -> Any:
 
 
 @cache
-def _compiled(module: str = "kernels") -> Any:
+def compiled(module: str = "kernels") -> Any:
     return import_module(f"tutelage.models.{module}")
 
 
 @cache
 def _attend(width: int, folded: int) -> Any:
-    return _compiled().attend_of(width, folded)
+    return compiled().attend_of(width, folded)

@@ -18,8 +18,10 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, PretrainedConfig, PreTrainedModel
 
 from tutelage.data.batch import Rows, Sequences, row_keys
+from tutelage.models import line_forward
 from tutelage.models.attention import Look, Span, attend_spans
 from tutelage.models.line import Line, Piece, continuations, rows_of
+from tutelage.models.line_forward import windowed
 
 ATTENTION = "tutelage_packed"
 SLACK = 1.25
@@ -100,14 +102,6 @@ def _packed_attention(
 AttentionInterface.register(ATTENTION, _packed_attention)
 
 
-def windowed(config: PretrainedConfig, layer: int) -> bool:
-    """Whether a layer sees only the last tokens, by the model's settings: its attention must then be told the window."""
-    kinds = getattr(config, "layer_types", None)
-    if kinds:
-        return kinds[layer] == "sliding_attention"
-    return getattr(config, "sliding_window", None) is not None and getattr(config, "use_sliding_window", True)
-
-
 def backbone_of(model: nn.Module) -> PreTrainedModel:
     """The decoder below the head, with adapters still in place (PEFT wraps linear layers inside it)."""
     from peft import PeftModel
@@ -151,7 +145,8 @@ def packed_attention(backbone: PreTrainedModel) -> Iterator[None]:
 
 def packed_hidden(backbone: PreTrainedModel, packed: Packed) -> Float[Tensor, "N D"]:
     """The last hidden state of every packed token."""
-    with packed_attention(backbone):
+    ours = line_forward.standing_in(backbone) if line_forward.runs_here(backbone) else packed_attention(backbone)
+    with ours:
         out = backbone(input_ids=packed.input_ids, position_ids=packed.positions, use_cache=False, layout=packed)
     return out.last_hidden_state[0]
 
