@@ -121,6 +121,7 @@ def test_every_command_explains_itself(command, capsys):
     assert f"tutelage {command}" in out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("command", "expected"), AT_THE_DOOR, ids=[case[0].replace(" ", "_") for case in AT_THE_DOOR])
 def test_bad_input_is_one_message_and_leaves_nothing(place, capsys, command, expected):
     given = command
@@ -135,6 +136,7 @@ def test_bad_input_is_one_message_and_leaves_nothing(place, capsys, command, exp
     assert not (place / "runs").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("reward", "expected"),
     [
@@ -182,6 +184,7 @@ def test_a_finished_run_says_where_it_lies_and_what_comes_next(place, capsys, co
     assert then == f"go on with:  {after}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["sft", "reward", "prefer", "rl --reward finished"])
 def test_a_folder_in_use_is_refused_before_anything_is_read(place, capsys, command):
     (place / "kept").mkdir()

@@ -125,6 +125,7 @@ with track(2, "outer [x]") as outer:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("piped", [False, True])
 def test_nested_bars_on_a_terminal(piped: bool) -> None:
     """A real terminal: both bars are drawn, and what is said reaches stdout even when that is a pipe."""

@@ -96,6 +96,7 @@ def test_every_scoring_row_has_a_batch_and_a_score(row: Row, world: World) -> No
     assert all(0 <= one <= 1 for one in start)
 
 
+@pytest.mark.slow
 def test_a_control_differs_from_its_row_in_the_rewards_alone(world: World) -> None:
     row = Row("rloo", "rl", Reinforce(group_size=4, baseline="leave_one_out"))
     (real, _), (dealt, _) = (task_of(row, world, permuted)[0].draw(0) for permuted in (False, True))

@@ -50,6 +50,7 @@ def same(ours: dict[str, Any], rival: dict[str, Any], *names: str) -> None:
         assert ours[name] == pytest.approx(rival[name], rel=1e-5, abs=1e-6), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ROLLOUTS)
 def test_decoders_say_the_same(kind: str, sampled: dict[str, Work]) -> None:
     """`generate` says our answers, row by row, and gives their tokens the log-probs that our decoder gave."""
@@ -267,6 +268,7 @@ def test_the_page_says_what_was_measured(tmp_path: Path) -> None:
         assert (tmp_path / "performance" / f"{name}.svg").stat().st_size > 3_000
 
 
+@pytest.mark.slow
 def test_growth_goes_on_point_by_point(folder: Path, tmp_path: Path, monkeypatch) -> None:
     source, seen = Source(tiny_model(folder), Path(), folder / "cache", 1), list[speed_growth.Point]()
 

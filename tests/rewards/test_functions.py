@@ -124,6 +124,7 @@ def test_a_failing_prompt_scores_zero_and_is_counted_where_that_was_asked_for(re
         reward("sometimes").measure(prompts, [ANSWERS, ANSWERS[:1], ANSWERS])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["hangs", "spins"])
 def test_a_hang_ends_at_the_deadline(reward, name):
     """`spins` holds the interpreter's lock: only a kill from outside ends it."""
@@ -168,6 +169,7 @@ def test_a_late_reply_cannot_answer_the_next_call(module):
     child.kill()
 
 
+@pytest.mark.slow
 def test_a_child_does_not_outlive_a_killed_parent(module, tmp_path):
     """SIGKILL of the parent in the middle of a call that holds the lock: the kernel's alarm ends the child."""
     script = (

@@ -31,6 +31,7 @@ def bench(model, folder, **changes):
     return json.loads((folder / "bench.json").read_text())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("full", [False, True], ids=["lora", "full"])
 def test_every_phase_has_exact_tokens_and_a_fraction_of_its_floor(model, tmp_path, capsys, full):
     found = bench(model, tmp_path, full=full)

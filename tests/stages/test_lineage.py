@@ -71,6 +71,7 @@ def test_a_task_made_on_demand_is_named_and_has_no_files() -> None:
     assert found["data"] == [{"source": "task:sums/train(size=6)"}]
 
 
+@pytest.mark.slow
 def test_a_policy_names_the_labels_of_its_reward_model(export: Path, tmp_path: Path) -> None:
     model, tokenizer = tiny()
     save_policy(model, tokenizer, tmp_path / "model")

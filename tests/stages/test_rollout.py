@@ -35,6 +35,7 @@ def run(place: Path, out: Path, **options: Any) -> tuple[list[dict[str, Any]], l
     return list(read_jsonl(folder / "metrics.jsonl")), list(read_jsonl(folder / "samples.jsonl"))
 
 
+@pytest.mark.slow
 def test_int8_rollouts_are_corrected_and_their_mismatch_is_reported(place: Path, tmp_path: Path) -> None:
     (row,), _ = run(place, tmp_path / "int8", rollout={"precision": "int8", "cap": 1.05})
     assert 1e-4 < row["rollout/logprob_gap"] < 0.2
@@ -46,6 +47,7 @@ def test_int8_rollouts_are_corrected_and_their_mismatch_is_reported(place: Path,
     assert exact["reward/mean"] == pytest.approx(row["reward/mean"], abs=0.5), "nearly the same answers"
 
 
+@pytest.mark.slow
 def test_stop_strings_end_answers_in_training(place: Path, tmp_path: Path) -> None:
     """Every answer without the string runs to the limit; vowels end nearly all of them before it."""
     stops = ["a", "e", "i", "o", "u", *"0123456789bcdfgh"]

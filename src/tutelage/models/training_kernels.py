@@ -104,7 +104,8 @@ def gate(a: Any) -> None:
     """out = x sigmoid(x) y."""
     count, start = a[1], take(a) * CELLS
     while start < count:
-        size, there = min(I64(CELLS), count - start), 4 * start
+        size: Any = min(I64(CELLS), count - start)
+        there = 4 * start
         x, y = carray(floats(a[2] + there), (size,)), carray(floats(a[3] + there), (size,))
         out = carray(floats(a[4] + there), (size,))
         for i in range(size):
@@ -117,7 +118,8 @@ def gate_backward(a: Any) -> None:
     """into_x = g y s (1 + x (1 - s)) and into_y = g x s, where s = sigmoid(x)."""
     count, start = a[1], take(a) * CELLS
     while start < count:
-        size, there = min(I64(CELLS), count - start), 4 * start
+        size: Any = min(I64(CELLS), count - start)
+        there = 4 * start
         x, y = carray(floats(a[2] + there), (size,)), carray(floats(a[3] + there), (size,))
         grad = carray(floats(a[4] + there), (size,))
         into_x, into_y = carray(floats(a[5] + there), (size,)), carray(floats(a[6] + there), (size,))
