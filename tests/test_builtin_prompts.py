@@ -116,6 +116,7 @@ def test_every_48_rows_have_about_the_shares_of_the_whole(rows: list[Row]) -> No
             assert abs(tenth[category] - count / 10) < 2, (start, category)
 
 
+@pytest.mark.slow
 def test_no_prompt_is_a_variation_of_another(rows: list[Row]) -> None:
     prompts = [(row["id"], row["prompt"]) for row in rows]
     found = [(a, b) for (a, first), (b, second) in combinations(prompts, 2) if are_variations(first, second)]

@@ -156,6 +156,7 @@ def test_a_broken_reward_function_stops_the_run_and_is_named(place, capsys, rewa
     assert "Traceback" not in err
 
 
+@pytest.mark.slow
 def test_a_folder_with_other_things_in_it_is_refused(place, capsys):
     (place / "kept").mkdir()
     (place / "kept" / "notes.txt").write_text("mine")

@@ -275,6 +275,7 @@ words = awkward | st.text(st.characters(exclude_characters="$", exclude_categori
 numbers = st.floats(allow_nan=False, allow_infinity=False)
 
 
+@pytest.mark.slow
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(
     words,

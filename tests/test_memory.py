@@ -25,6 +25,7 @@ print(os.environ[NOTE], start, full, kept, held(), sep="|")
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="only glibc's allocator is set up")
 def test_freed_pages_are_kept_until_they_are_released():
     """Five blocks of 48 MiB: freed they stay (240 MiB more than at the start), released they are gone."""
@@ -52,6 +53,7 @@ print(*(step(mib) - start for mib in (20, 20, 60, 60, 60)))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="only glibc's allocator is set up")
 def test_what_a_step_needs_is_kept_and_more_is_given_back():
     """Steps of 100, 100, 300, 300 and 300 MiB: the third outgrows what the first needed, the fourth shows the new need."""

@@ -81,6 +81,7 @@ def results() -> list[dict[str, Any]]:
     return [json.loads(path.read_text(encoding="utf-8")) for path in found if path.is_file()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES)
 def test_the_curve_and_its_command(page: str) -> None:
     """As soon as all rows of a page have their seeds; the learning table names the rows that have not."""
@@ -114,6 +115,7 @@ def commands(page: str) -> list[list[str]]:
     return [command for command in words if len(command) > 1]
 
 
+@pytest.mark.slow
 @each_page
 def test_its_commands_would_run(page: str) -> None:
     for command, *arguments in commands(page):

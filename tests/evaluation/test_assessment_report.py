@@ -58,6 +58,7 @@ def test_calibration():
     assert sum(b["low"] <= b["predicted"] <= b["high"] for b in honest["reliability"]) >= 6
 
 
+@pytest.mark.slow
 def test_ratings_by_hand():
     """Ratings 1 2 4 5, predictions 2 2 3 5: errors 1 0 1 0; squared 2 against 10 around the mean of 3."""
     found = rating_report(rated([1, 2, 4, 5], scale=(1, 5)), [2, 2, 3, 5])

@@ -191,6 +191,7 @@ def test_other_urls_are_refused(url: str) -> None:
         open_database(url)
 
 
+@pytest.mark.slow
 def test_what_cannot_be_reached_or_is_no_database_is_one_clear_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="cannot be opened") as refused:
         open_database("postgresql://nobody:secret@127.0.0.1:1/none")

@@ -69,6 +69,7 @@ def quality(crowd):
     return pair_quality(crowd, np.random.default_rng(0), draws=100)
 
 
+@pytest.mark.slow
 def test_the_side_bias_is_found_in_whom_it_is(quality) -> None:
     found = {name: one.first_shown for name, one in quality.people.items()}
     assert found["left"].low > 0.55
@@ -108,6 +109,7 @@ def test_repeats_measure_a_person_against_themselves(quality) -> None:
     assert quality.repeat_ceiling is not None
 
 
+@pytest.mark.slow
 def test_drift_is_found() -> None:
     labels = collected([SHARP, TIRING, replace(SHARP, name="steady")], 400, seed=3)
     found = pair_quality(labels, np.random.default_rng(0), draws=100)
@@ -180,6 +182,7 @@ def test_a_difference_needs_two_prompts_on_each_side() -> None:
     assert found.high > 0 > found.low  # four labels tell nothing
 
 
+@pytest.mark.slow
 def test_the_page_shows_everything_and_no_style_of_its_own(crowd) -> None:
     page = quality_of(crowd, np.random.default_rng(0), draws=100)
     assert set(page) == {"summary", "tiles", "sections"}

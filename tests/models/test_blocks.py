@@ -61,6 +61,7 @@ def test_float32_at_a_models_size():
         assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("window", [None, 3])
 def test_gradients_by_finite_differences(window, cuts):
     span = Span(0, 9, (3, 2))

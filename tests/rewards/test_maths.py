@@ -92,6 +92,7 @@ def test_percentages_agree_with_figure_and_value():
     assert [same_number(a, b) for a, b in [("50%", "5"), ("0.5", "50"), ("50%", "0.5%")]] == [False] * 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "solution", "expected"),
     [

@@ -145,6 +145,7 @@ def test_steps_are_read_where_they_end(place):
     assert step_values(model, prompt, [Answer(text)]) == [[pytest.approx(first), pytest.approx(second)]]
 
 
+@pytest.mark.slow
 def test_a_model_of_whole_answers_scores_no_prefixes(place):
     main(settings(Classifier(), "labels", steps=1))
     with pytest.raises(ValueError, match=r"it reads whole answers; prefixes are scored by .* outcome_value"):

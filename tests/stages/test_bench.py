@@ -60,6 +60,7 @@ def test_every_phase_has_exact_tokens_and_a_fraction_of_its_floor(model, tmp_pat
     assert "FLOP/s" in out
 
 
+@pytest.mark.slow
 def test_prompts_that_are_computed_again_show(model, tmp_path):
     """Passes of 14 tokens hold a prompt of 5 and one answer of 7: three times as many prompt tokens as are needed."""
     found = bench(model, tmp_path, tokens_per_pass=14)

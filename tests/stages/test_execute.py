@@ -64,6 +64,7 @@ def test_what_was_measured_once_holds_for_the_whole_run(command, monkeypatch, tm
     assert command(Settings(str(tmp_path / "other")))[0].gemm == "default"
 
 
+@pytest.mark.slow
 def test_the_tokens_of_a_pass_follow_the_memory_and_stay_with_the_run(command, monkeypatch, tmp_path):
     """Half of 1 MB holds no pass at all: the least is taken, and preflight says what does not fit."""
     save_policy(*tiny(), tmp_path / "model")

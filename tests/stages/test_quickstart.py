@@ -110,6 +110,7 @@ def test_own_prompts_are_split_by_position(tmp_path: Path) -> None:
     assert len(training) == 6
 
 
+@pytest.mark.slow
 def test_shuffled_labels_say_nothing_and_the_gold_reward_is_the_rule(shared_groups: list) -> None:
     from tutelage.feedback.simulated import compare_all
 

@@ -140,6 +140,7 @@ def test_a_stage_that_stops_says_which_and_how_to_go_on(inputs: Path) -> None:
     assert sorted(json.loads(Path("out/stages.json").read_text())) == ["sft"]
 
 
+@pytest.mark.slow
 def test_bad_input_to_the_first_stage_leaves_no_folder(inputs: Path) -> None:
     with pytest.raises(ValueError, match="stage sft") as error:
         main([written(recipe(sft={"data": ["absent.jsonl"]})), "--out", "out"])

@@ -61,6 +61,7 @@ def test_crowd_bt_by_hand_on_one_voice() -> None:
     assert other.first_wins[0] == pytest.approx(1 - agreed.first_wins[0], abs=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("votes", [1, 2, 3, 5])
 def test_crowd_bt_on_a_handful_of_votes_knows_next_to_nothing(votes: int) -> None:
     rng = np.random.default_rng(votes)

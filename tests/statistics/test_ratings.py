@@ -43,6 +43,7 @@ def _verbose_policy(rng: np.random.Generator, rows: int) -> tuple[np.ndarray, np
     return (rng.random(rows) < expit(-0.4 + 2 * np.tanh(longer / 40))).astype(float), longer
 
 
+@pytest.mark.slow
 def test_matching_the_length_removes_what_length_won() -> None:
     wins, longer = _verbose_policy(np.random.default_rng(1), 20_000)
     assert win_rate(wins).low > 0.55
