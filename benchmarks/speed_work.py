@@ -12,7 +12,7 @@ Tokens = list[int]
 LISTENED = 16
 """Of every answer, so many tokens' log-probs at most are compared between two decoders."""
 
-RATE = 1e-12
+RATE = 1e-30
 """Learning rate of both sides: so small that no float32 weight moves and every repetition does the same work. At 1e-8, Adam's
 first three steps moved every weight by as much, and a third of the answers were sampled differently."""
 

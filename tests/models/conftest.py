@@ -5,8 +5,8 @@ import pytest
 from tutelage.models.fused import running
 
 
-@pytest.fixture(params=["torch", "numba"])
+@pytest.fixture(params=["torch", "loops", "numba"])
 def kernels(request):
-    """Every test that asks for it runs twice: with PyTorch's operations in a decoding step, and with the compiled kernels."""
+    """Every test that asks for it runs with PyTorch's operations in a decoding step, with compiled loops, and with compiled products too."""
     with running(request.param):
         yield request.param

@@ -104,9 +104,26 @@ def test_it_stands_back_where_it_cannot_stand_for_the_model():
         assert line_forward.runs_here(llama)
         assert not line_forward.runs_here(backbone_of(LlamaForCausalLM(LlamaConfig(**SHAPE, hidden_act="gelu"))))
         assert not line_forward.runs_here(backbone_of(a_model("llama", lora=False).double()))
-        hook = llama.layers[1].register_forward_hook(lambda *_: None)
-        assert not line_forward.runs_here(llama), "somebody watches a layer"
+        for watched in (
+            llama.layers[1],
+            llama.layers[2].mlp,
+            llama.layers[0].self_attn,
+            llama.layers[0].input_layernorm,
+        ):
+            hook = watched.register_forward_hook(lambda *_: None)
+            assert not line_forward.runs_here(llama), "somebody watches what it passes by"
+            hook.remove()
+        hook = llama.layers[0].mlp.register_full_backward_hook(lambda *_: None)
+        assert not line_forward.runs_here(llama)
         hook.remove()
+        for module in (llama, llama.layers[0].mlp):
+            module.forward = module.forward
+            assert not line_forward.runs_here(llama), "somebody has replaced a forward"
+            del module.forward
+        llama.layers[0].mlp.up_proj.bfloat16()
+        assert not line_forward.runs_here(llama), "not all of it is float32"
+        llama.float()
+        assert line_forward.runs_here(llama)
         llama.gradient_checkpointing_enable()
         assert not line_forward.runs_here(llama), "layers are recomputed"
 
@@ -165,6 +182,28 @@ def test_a_gate_and_its_gradients():
         torch.manual_seed(0)
         x, y = (torch.randn(90, 100, requires_grad=True) for _ in range(2))
         out = function(x, y)
-        (out * torch.randn(90, 100)).sum().backward()
-        found.append((out, x.grad, y.grad))
+        grads = torch.autograd.grad(out, (x, y), torch.randn(100, 90).t(), retain_graph=True)
+        found.append((out, *grads, *torch.autograd.grad(out.sum(), (x, y))))
     assert_close(found[0], found[1])
+
+
+def test_threads_share_the_rows_and_the_result_is_the_same():
+    threads, found = torch.get_num_threads(), []
+    try:
+        for count in (1, 2, 5):
+            torch.set_num_threads(count)
+            torch.manual_seed(0)
+            x, plus, weight = (torch.randn(shape, requires_grad=True) for shape in ((300, 24), (300, 24), (24,)))
+            total, out = added_norm(x, plus, weight, 1e-5)
+            gated(total, out).square().sum().backward()
+            found.append((total, out, x.grad, plus.grad, weight.grad))
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(a, b) for other in found for a, b in zip(found[0], other, strict=True))
+
+
+def test_second_derivatives_are_refused():
+    x, y = (torch.randn(3, 4, requires_grad=True) for _ in range(2))
+    (slope,) = torch.autograd.grad((gated(x, y) * y).sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        slope.sum().backward()

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 
 from tutelage.models import fused
 from tutelage.models.attention import Look
+from tutelage.models.drawing import SIDE_BY_SIDE
 from tutelage.models.gemm import in_use
 from tutelage.models.label_head import exact, head_of, plain_weight
 from tutelage.models.line_forward import LLAMA_LIKE, Layout, llama_like, windowed
@@ -28,8 +29,6 @@ from tutelage.models.rough import Precision, rough_affine
 
 MERGE_FROM = 16
 """New tokens from which on merging an adapter once is cheaper than multiplying by it at every token."""
-SIDE_BY_SIDE = 8
-"""Rows from which on logits stand a column a row: the kernel that draws works on that many columns at once."""
 Affine = Callable[[Tensor], Tensor]
 AddedNorm = Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor]]
 

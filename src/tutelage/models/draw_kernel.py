@@ -1,8 +1,7 @@
 """One pass over a step's logits on a CPU: each block's highest one, and the sum of its weights, in float64.
 
 From these a draw finds its block; only there it needs each weight (`drawing`). A softmax over all of them, with its sums,
-takes longer than a quarter of a step. What numba keeps on disk is made anew when this file changes, not when `kernels.py`
-does.
+takes longer than a quarter of a step.
 """
 
 from __future__ import annotations

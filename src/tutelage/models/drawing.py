@@ -14,6 +14,8 @@ from tutelage.models import fused
 
 BLOCK = 256
 """Tokens a block of the two-stage inverse CDF."""
+SIDE_BY_SIDE = 8
+"""Rows from which on logits stand a column a row: the kernel that draws works on that many columns at once."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,8 @@ def draw(
 ) -> tuple[Int[Tensor, "R"], Float[Tensor, "R"]]:
     """One token a row and its log-prob under temperature and truncation; temperature 0 is greedy. Overwrites `logits`."""
     columns = logits.t()
-    if decoding.temperature > 0 and not decoding.truncates and columns.is_contiguous() and fused.fits(logits):
+    compiled = fused.fits(logits) and len(logits) >= SIDE_BY_SIDE and columns.is_contiguous()
+    if compiled and decoding.temperature > 0 and not decoding.truncates:
         return _draw_columns(columns, decoding.temperature, uniforms)
     logits = logits.contiguous()
     if decoding.temperature == 0:

@@ -7,6 +7,7 @@ for each other's idle threads. Where either is missing, PyTorch's operations do 
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -21,10 +23,15 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from tutelage.models.builtin import cache_directory
+
 Kernels = Literal["torch", "loops", "numba"]
 """PyTorch's operations; the compiled loops between the products; those and compiled products."""
+FASTER = 1.05
+"""How much faster the compiled product must be: 1.2 to 1.4 was seen, with AVX-512; below 1 without."""
 MOST_COLUMNS = 512
 """From there on PyTorch's products are as fast."""
+MODULES = ("kernels", "product_kernel", "draw_kernel", "training_kernels")
 FAR = 1 << 40
 """A window that hides nothing."""
 _chosen: list[Kernels] = ["torch"]
@@ -33,16 +40,19 @@ _chosen: list[Kernels] = ["torch"]
 def choose_kernels(wanted: str, device: torch.device) -> Kernels:
     """`auto`: numba's on a CPU where they can run, its products where they are faster, measured in 0.1 s.
 
-    Raises ValueError for an unknown name, and for numba's where they cannot run, with the reason.
+    They are held against the library that multiplies now (`gemm.multiplying`). Raises ValueError for an unknown name, and
+    for numba's where they cannot run, with the reason.
     """
     if wanted not in ("auto", *get_args(Kernels)):
         raise ValueError(f"kernels: got {wanted!r}; allowed: auto, {', '.join(get_args(Kernels))}")
+    if wanted == "torch":
+        return "torch"
     reason = f"the device is {device}, and they are for CPUs" if device.type != "cpu" else missing()
-    if wanted not in ("auto", "torch") and reason:
+    if wanted == "auto":
+        return "torch" if reason else "numba" if speedup() > FASTER else "loops"
+    if reason:
         raise ValueError(f"kernels: {wanted} cannot run: {reason}")
-    if wanted == "auto" and not reason:
-        return "numba" if speedup() > 1 else "loops"
-    return "torch" if wanted == "auto" else wanted  # type: ignore[return-value]
+    return "numba" if wanted == "numba" else "loops"
 
 
 def speedup() -> float:
@@ -66,7 +76,7 @@ def missing() -> str:
         return "numba is not installed; install it with: pip install 'tutelage[fast]'"
     try:
         _pool()
-        for module in ("kernels", "product_kernel", "draw_kernel", "training_kernels"):
+        for module in MODULES:
             compiled(module)
     except Exception as error:  # whatever a compiler or a system without this pool can raise: PyTorch does the same
         return f"{type(error).__name__}: {error}".splitlines()[0]
@@ -74,11 +84,11 @@ def missing() -> str:
 
 
 @contextmanager
-def running(kernels: Kernels) -> Iterator[None]:
+def running(kernels: Kernels) -> Iterator[Kernels]:
     """Inside the block these kernels run. The setting is the whole process's, as `gemm.multiplying` is."""
     _chosen.append(kernels)
     try:
-        yield
+        yield kernels
     finally:
         _chosen.pop()
 
@@ -182,7 +192,9 @@ def run(kernel: Any, *numbers: int) -> None:
 
 
 def address(x: Tensor) -> int:
+    """Where its numbers lie. The tensor must live until the kernel has run."""
     assert x.is_contiguous(), "a kernel reads memory in its order"
+    assert x.dtype in (torch.float32, torch.float64, torch.int64), f"a kernel does not read {x.dtype}"
     return x.data_ptr()
 
 
@@ -201,9 +213,27 @@ def _pool() -> Any:
 
 @cache
 def compiled(module: str = "kernels") -> Any:
-    return import_module(f"tutelage.models.{module}")
+    """One of the modules of kernels; the first use on a machine compiles it, and keeps it for the next."""
+    with _kept():
+        return import_module(f"tutelage.models.{module}")
+
+
+@contextmanager
+def _kept() -> Iterator[None]:
+    """What numba compiles inside is kept on disk for just these sources: it watches a function's own file alone."""
+    config: Any = import_module("numba.core.config")
+
+    sources = b"".join(Path(__file__).with_name(f"{module}.py").read_bytes() for module in MODULES)
+    before, folder = config.CACHE_DIR, cache_directory() / "kernels" / hashlib.sha256(sources).hexdigest()[:16]
+    config.CACHE_DIR = str(folder)
+    try:
+        yield
+    finally:
+        config.CACHE_DIR = before
 
 
 @cache
 def _attend(width: int, folded: int) -> Any:
-    return compiled().attend_of(width, folded)
+    kernels = compiled()
+    with _kept():
+        return kernels.attend_of(width, folded)

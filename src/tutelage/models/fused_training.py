@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from tutelage.models.fused import address, bits, compiled, run
 
@@ -33,6 +34,7 @@ class _Norm(torch.autograd.Function):
         return None if plus is None else total, out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, beside: Tensor | None, grad: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         total, weight, root = ctx.saved_tensors
         if grad is None:
@@ -53,12 +55,14 @@ class _Turn(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor, by_head: bool) -> Tensor:  # type: ignore[override]
         ctx.save_for_backward(cos, sin)
+        x = x if x.stride(2) == 1 else x.contiguous()
         count, heads, width = x.shape
         out = x.new_empty(heads, count, width) if by_head else x.new_empty(count, heads, width).transpose(0, 1)
         _turned(x, out.transpose(0, 1), (cos, sin), 1.0)
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         heads, count, width = grad.shape
         out = grad.new_empty(count, heads, width)
@@ -69,6 +73,7 @@ class _Turn(torch.autograd.Function):
 
 def _turned(x: Tensor, out: Tensor, angles: tuple[Tensor, ...], factor: float) -> None:
     """Both [N, H, W] with strides of their own, but for the last."""
+    assert x.dtype == out.dtype == torch.float32
     count, heads, width = x.shape
     laid = (number for each in (x, out) for number in (each.data_ptr(), each.stride(0), each.stride(1)))
     run(compiled(MODULE).turn, count, heads, width // 2, bits(factor), *laid, *map(address, angles))
@@ -86,10 +91,11 @@ class _Gate(torch.autograd.Function):
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         x, y = ctx.saved_tensors
-        into_x, into_y = torch.empty_like(x), torch.empty_like(y)
-        run(compiled(MODULE).gate_backward, x.numel(), *map(address, (x, y, grad.contiguous(), into_x, into_y)))
+        grad, into_x, into_y = grad.contiguous(), torch.empty_like(x), torch.empty_like(y)
+        run(compiled(MODULE).gate_backward, x.numel(), *map(address, (x, y, grad, into_x, into_y)))
         return into_x, into_y
 
 

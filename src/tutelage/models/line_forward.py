@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
@@ -35,6 +36,8 @@ class Layout(Protocol):
 def windowed(config: PretrainedConfig, layer: int) -> bool:
     """Whether a layer sees only the last tokens, by the model's settings: its attention must then be told the window."""
     kinds = getattr(config, "layer_types", None)
+    if config.model_type == "llama":
+        return False  # whatever its settings say, transformers' Llama has no window
     if kinds:
         return kinds[layer] == "sliding_attention"
     return getattr(config, "sliding_window", None) is not None and getattr(config, "use_sliding_window", True)
@@ -46,20 +49,32 @@ def llama_like(backbone: PreTrainedModel) -> bool:
 
 
 def runs_here(backbone: PreTrainedModel) -> bool:
-    """Whether `forward` can stand for the model's own now: float32 on a CPU, this gate, no layer hooked to."""
+    """Whether `forward` can stand for the model's own now: all of it float32 on a CPU, and nothing that it passes by watched."""
     inner: Any = backbone
     return (
         llama_like(backbone)
         and fits(inner.norm.weight)
-        and not any(map(_recomputed_or_watched, (inner.norm, *inner.layers)))
+        and all(parameter.dtype == torch.float32 for parameter in inner.parameters())
         and inner.config.hidden_act == "silu"
         and not (inner.training and inner.config.attention_dropout)
+        and "forward" not in vars(inner)
+        and not any(map(_watched, _passed_by(inner)))
     )
 
 
-def _recomputed_or_watched(layer: Any) -> bool:
-    """Gradient checkpointing is a layer's own; FSDP gathers its weights in hooks."""
-    return bool(getattr(layer, "gradient_checkpointing", False) or layer._forward_hooks or layer._forward_pre_hooks)
+def _passed_by(inner: Any) -> Iterator[nn.Module]:
+    """The modules whose work `forward` does without calling them."""
+    yield inner.norm
+    for layer in inner.layers:
+        norms = (getattr(layer.self_attn, name, None) for name in ("q_norm", "k_norm"))
+        yield from (layer, layer.input_layernorm, layer.self_attn, layer.post_attention_layernorm, layer.mlp)
+        yield from (norm for norm in norms if norm is not None)
+
+
+def _watched(module: Any) -> bool:
+    """Hooked to (FSDP gathers weights so), recomputed in the backward pass, or with a forward of its own."""
+    hooks = module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
+    return any(hooks) or getattr(module, "gradient_checkpointing", False) or "forward" in vars(module)
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 The libraries' products are made for many rows: at 64 columns oneDNN reaches 0.75 to 0.85 of what the processor multiplies,
 this one 0.95 (docs/log.md, 2026-11-22). A tile is a few rows of W by one to four vectors of columns, summed over the whole
 depth. The weights come from memory, once; while one tile is summed the next one's are asked for, without which they are late.
-Compiled by numba; what is kept on disk is made anew when this file changes, not when `kernels.py` does.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from numba.extending import intrinsic
 from tutelage.models.kernels import SIGNATURE, take
 
 LANES = 16
-"""float32 numbers of a vector: 512 bits, as AVX-512 has. Where vectors are shorter `fused` finds that PyTorch's is faster."""
+"""float32 numbers of a vector: 512 bits, as AVX-512 has. Where vectors are shorter PyTorch's product is faster, which `fused` measures."""
 UNIT = 24
 """Rows that a thread takes at once: of every tile's height a multiple."""
 AT_ONCE = 2

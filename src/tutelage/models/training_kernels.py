@@ -1,7 +1,6 @@
 """What a training pass does between its matrix products on a CPU, forward and backward, each in one pass over memory.
 
-Row by row, as training lays its tokens out: [N, D]. What numba keeps on disk is made anew when this file changes, not when
-`kernels.py` does.
+Row by row, as training lays its tokens out: [N, D].
 """
 
 from __future__ import annotations

@@ -194,9 +194,9 @@ def execute(command: str, cfg: Any) -> Any:
 
     device, begun = choose_device(cfg.device), recorded(cfg)
     gemm = choose_gemm(begun.get("gemm", "default") if begun and cfg.gemm == "auto" else cfg.gemm, device)
-    kernels = choose_kernels(begun.get("kernels", "torch") if begun and cfg.kernels == "auto" else cfg.kernels, device)
+    wanted = begun.get("kernels", "torch") if begun and cfg.kernels == "auto" else cfg.kernels
     try:
-        with multiplying(gemm), running(kernels):
+        with multiplying(gemm), running(choose_kernels(wanted, device)) as kernels:
             return main(with_pass_tokens(replace(cfg, gemm=gemm, kernels=kernels), begun, device))
     finally:
         release()
