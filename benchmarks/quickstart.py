@@ -4,7 +4,8 @@ python benchmarks/quickstart.py --folder build/quickstart [--only seed0]    15 t
 python benchmarks/quickstart.py --folder build/quickstart --collect         only the table, of the runs that are there
 
 Writes benchmarks/results/quickstart.json with commit, command, minutes and memory of every run, and exits 1 where a bound is missed:
-a seed's lower bound above 60 %, shuffled labels' interval around 50 %, the reward model at 60 % of its labels' margin, 8 GB.
+a seed's lower bound above 60 %, shuffled labels' interval around 50 %, the reward model above a coin and the longer or shorter
+answer and at 60 % of its labels' margin, 30 minutes, 8 GB.
 """
 
 from __future__ import annotations
@@ -100,10 +101,17 @@ def misses(one: dict[str, Any]) -> list[str]:
     won, said = one["evaluation"]["win_gold"], []
     if one["peak_memory_gb"] > 8:
         said.append(f"{one['name']}: {one['peak_memory_gb']} GB at its peak, asked: at most 8")
+    if one["minutes_total"] > 30:
+        said.append(f"{one['name']}: {one['minutes_total']} minutes, asked: at most 30 on a quiet machine")
     if one["name"] == "shuffled_labels":
         return said if won["low"] <= 0.5 <= won["high"] else [*said, f"{one['name']}: the interval leaves out 50 %"]
     if won["low"] <= 0.6:
         said.append(f"{one['name']}: lower bound {won['low']:.1%}, asked: above 60 %")
+    model = one["reward_model"]
+    rivals = {"a coin": 0.5, "longer wins": model["longer_wins"], "shorter wins": model["shorter_wins"]}
+    for rival, share in rivals.items():
+        if model["accuracy"]["low"] <= share:
+            said.append(f"{one['name']}: the reward model is not surely above {rival} ({share:.1%})")
     if one["name"] != "gold_reward" and margin(one) < 0.6:
         said.append(f"{one['name']}: the reward model has {margin(one):.0%} of its labels' margin, asked: 60 %")
     return said

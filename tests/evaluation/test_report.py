@@ -70,7 +70,7 @@ def quickstart(**changes) -> dict:
              "gold_before": 0.21, "gold_after": 0.64, "reward_before": -0.4, "reward_after": 1.7}
             for i in range(10)
         ],
-        "next": ["tutelage chat runs/quickstart", "tutelage collect --data runs/quickstart/answers.jsonl"],
+        "next": ["tutelage chat runs/quickstart/rl", "tutelage chat runs/quickstart/rl --compare builtin:smollm2-135m-instruct"],
     }  # fmt: skip
     return data | changes
 
@@ -203,7 +203,7 @@ def test_real_feedback_shows_no_gold_number(tmp_path):
     assert "812 comparisons were read" in html
     assert "79 % [74 %, 84 %]" in html, "the reward model's win rate"
     assert "77 % [74 %, 80 %]" in html, "held-out label accuracy"
-    assert f"tutelage chat {tmp_path} --compare builtin:smollm2-135m-instruct" in html
+    assert "tutelage chat runs/quickstart/rl --compare builtin:smollm2-135m-instruct" in html
 
 
 STAGES = ("prompts", "answers", "feedback", "reward_model", "curve", "evaluation", "samples", "next", "minutes")

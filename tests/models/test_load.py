@@ -100,6 +100,15 @@ def test_a_name_below_a_local_folder_is_a_directory_never_a_hub_id(monkeypatch, 
         resolve_model("runs/sft")
 
 
+def test_of_a_run_of_several_stages_the_last_one_with_a_model_counts(base, tmp_path):
+    for place in ("sft/policy", "reward/reward_model", "rl/policy"):
+        (tmp_path / "run" / place).mkdir(parents=True)
+        (tmp_path / "run" / place / "config.json").write_text("{}")
+    (tmp_path / "run" / "stages.json").write_text(json.dumps({"sft": {}, "reward": {}, "rl": {}, "evaluation": {}}))
+    assert resolve_model(tmp_path / "run", ("policy",)) == tmp_path / "run" / "rl" / "policy"
+    assert resolve_model(tmp_path / "run", ("reward_model",)) == tmp_path / "run" / "reward" / "reward_model"
+
+
 def test_a_directory_without_a_model_says_what_it_holds(tmp_path):
     (tmp_path / "checkpoints").mkdir()
     with pytest.raises(ValueError, match=r"neither config.json nor policy/, reward_model/.*checkpoints"):

@@ -96,7 +96,7 @@ def test_an_answer_is_what_the_decoder_samples(tmp_path: Path, monkeypatch, caps
     model, tokenizer = tiny(hidden=32, heads=4, kv_heads=2, std=0.3)
     save_policy(model, tokenizer, tmp_path / "model")
     typed(monkeypatch, "Hello", "", "And now?")
-    cfg = build(Talk, {"model": str(tmp_path / "model"), "temperature": 0, "max_new_tokens": 12}, "test")
+    cfg = build(Talk, {"model": str(tmp_path / "model"), "temperature": 0, "max_tokens": 12}, "test")
     assert main(cfg) == 0
     chat = Chat.of(tokenizer)
     decoder = Decoder(model, chat.stop_tokens, chat.decode)
@@ -150,7 +150,7 @@ def test_cut_and_empty_answers_are_said(monkeypatch, capsys) -> None:
     typed(monkeypatch, "a", "b", "c")
     session(one).run()
     printed = capsys.readouterr().out
-    assert printed.count("(cut after 20 tokens; --max-new-tokens)") == 2
+    assert printed.count("(cut after 20 tokens; --max-tokens)") == 2
     assert printed.count("(an empty answer)") == 1
     assert "assistant\n<|im_end|>" not in said_to(one)[2], "a question without an answer leaves the history"
 
@@ -309,7 +309,7 @@ def test_compare_end_to_end_appends_to_the_run(tmp_path: Path, monkeypatch, caps
     monkeypatch.chdir(tmp_path)
     for name in (str(run), str(run / "policy")):
         typed(monkeypatch, "Hi", "1")
-        cfg = build(Talk, {"model": name, "compare": other, "max_new_tokens": 6, "system": "Rhyme."}, "test")
+        cfg = build(Talk, {"model": name, "compare": other, "max_tokens": 6, "system": "Rhyme."}, "test")
         assert main(cfg) == 0
     assert str(run / "chat.jsonl") in capsys.readouterr().out
     records = load_records(run / "chat.jsonl", "comparison").records
@@ -328,9 +328,9 @@ def test_where_picks_go(tmp_path: Path) -> None:
     [
         ({"compare": "MODEL"}, "that is the model itself"),
         ({"compare": "absent/x/y"}, "model: no such directory: absent/x/y"),
-        ({"max_new_tokens": 4096}, "--max-new-tokens 4096: no room for a question in 4096 tokens"),
-        ({"max_new_tokens": 50, "max_tokens": 50}, "no room for a question in 50 tokens"),
-        ({"max_new_tokens": 5000, "max_tokens": 9000}, "no room for a question in 4096 tokens"),
+        ({"max_tokens": 4096}, "--max-tokens 4096: no room for a question in 4096 tokens"),
+        ({"max_tokens": 50, "context": 50}, "no room for a question in 50 tokens"),
+        ({"max_tokens": 5000, "context": 9000}, "no room for a question in 4096 tokens"),
     ],
 )
 def test_bad_input_at_the_door(tmp_path: Path, monkeypatch, settings: dict[str, Any], message: str) -> None:

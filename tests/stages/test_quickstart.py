@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from tutelage.config import build
 from tutelage.evaluation.gold import gold_score
 from tutelage.records import Answer, user
-from tutelage.stages.quickstart import Quickstart
+from tutelage.stages.quickstart import Quickstart, main
 from tutelage.stages.quickstart_plan import FULL, QUICK, recipe_of, split_prompts
 from tutelage.stages.run import COMMANDS
 from tutelage.stages.simulate import gold_reward, label_quality, shuffled
@@ -75,7 +75,10 @@ def test_real_feedback_shows_no_gold_number(demo_model: Path, tmp_path: Path) ->
     (tmp_path / "mine.jsonl").write_text("\n".join(map(json.dumps, rows)))
     done = run("quickstart", "--quick", "--feedback", "mine.jsonl", "--out", "out", cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "gold" not in (tmp_path / "out" / "report.html").read_text().lower()
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "gold" not in page.lower()
+    assert "8 comparisons were read from the file you named" in page
+    assert "tutelage chat out/rl --compare" in page
     assert "gold" not in json.dumps(json.loads((tmp_path / "out" / "quickstart.json").read_text())["evaluation"])
     assert not (tmp_path / "out" / "answers").exists(), "answers for labelling are not sampled where feedback is given"
     assert "--compare" in done.stdout
@@ -94,6 +97,28 @@ def test_every_stage_of_every_algorithm_is_a_valid_recipe(tmp_path: Path) -> Non
             built = build(getattr(import_module(module), name), {**settings, **extra}, algorithm)
             if name == "RL":
                 assert built.algorithm.group_size == FULL.group
+
+
+def test_the_reward_model_reads_the_users_comparisons_once(tmp_path: Path) -> None:
+    """9 of 10 prompts, 4 a step, and never more than the default run's."""
+    cfg = build(Quickstart, {"feedback": "pairs.jsonl"}, "test")
+    steps = {n: recipe_of(cfg, FULL, tmp_path, n)["stages"]["reward"]["steps"] for n in (1, 100, 960, 50_000)}
+    assert steps == {1: 1, 100: 22, 960: 216, 50_000: 216}
+
+
+def test_bad_input_leaves_no_folder(tmp_path: Path) -> None:
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text(
+        '{"prompt": "a", "chosen": "b", "rejected": "c"}\n{"prompt": "a", "chosen": "b", "rejected": "b"}\n'
+    )
+    out = tmp_path / "out"
+    for wrong, said in (
+        ({"model": str(tmp_path / "nowhere")}, "no such directory"),
+        ({"feedback": str(pairs)}, "pairs.jsonl"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            main(build(Quickstart, {"out": str(out), **wrong}, "test"))
+        assert not out.exists()
 
 
 def test_at_least_200_heldout_prompts_none_of_them_trained_on() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shlex
 from collections.abc import Mapping
 from typing import Any
 
@@ -40,9 +39,9 @@ def _evaluation(report: Page, story: Story) -> None:
     blocks.append(page.side_by_side(*ends) if story.quick else page.side_by_side(*_final(story), *ends))
     blocks.append(page.side_by_side(*([] if story.quick else _win_rates(story)), *_scores(story)))
     if story.real:
-        base = shlex.quote(str(story.data.get("model", "MODEL")))
-        command = f"tutelage chat {shlex.quote(str(story.folder))} --compare {base}"
-        blocks += [page.callout("Judge it yourself without knowing which model speaks:"), page.listing(command)]
+        command = next((line for line in story.data.get("next") or () if "--compare" in line), "")
+        shown = [page.callout("Judge it yourself without knowing which model speaks:"), page.listing(command)]
+        blocks += shown if command else []
     if cards:
         blocks.append(page.details(f"{len(cards)} requests, answered before and after", *cards, unfolded=True))
     report.section(title, text, *blocks)

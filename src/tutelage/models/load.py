@@ -24,7 +24,7 @@ from transformers import (
 )
 from transformers.utils import find_adapter_config_file
 
-from tutelage.models.builtin import BUILTIN_PREFIX, PACKAGED, atomic_directory, hub_in_reach, resolve_builtin
+from tutelage.models.builtin import BUILTIN_PREFIX, NAMES, atomic_directory, hub_in_reach, resolve_builtin, unreached
 from tutelage.models.lora import LoRA, add_lora, merged_state, unwrapped
 from tutelage.models.quiet import quiet
 
@@ -36,7 +36,7 @@ _HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 def resolve_model(name: str | Path, parts: tuple[str, ...] = RUN_PARTS) -> Path | str:
     """`builtin:NAME`, a Hugging Face directory, a run folder or a hub id -> what `from_pretrained` takes.
 
-    Of a run folder, the first of `parts` that it holds. Raises ValueError for an unknown built-in model, a missing
+    Of a run folder, the first of `parts` that it, or the last of its stages, holds. Raises ValueError for an unknown built-in model, a missing
     directory, one without a model in it, and a hub id that the switched-off hub has not in its cache.
     """
     name = str(name)
@@ -47,7 +47,7 @@ def resolve_model(name: str | Path, parts: tuple[str, ...] = RUN_PARTS) -> Path 
         return _model_inside(path, parts)
     if path.exists():
         raise ValueError(f"model: {name} is a file; give the directory that holds config.json")
-    allowed = f"a Hugging Face directory, a run folder, a hub id or {', '.join(BUILTIN_PREFIX + k for k in PACKAGED)}"
+    allowed = f"a Hugging Face directory, a run folder, a hub id or {NAMES}"
     if not _HUB_ID.fullmatch(name) or ("/" in name and path.parent.is_dir()):
         raise ValueError(f"model: no such directory: {name}; allowed: {allowed}")
     if not hub_in_reach() and not isinstance(try_to_load_from_cache(name, "config.json"), str):
@@ -56,7 +56,10 @@ def resolve_model(name: str | Path, parts: tuple[str, ...] = RUN_PARTS) -> Path 
 
 
 def _model_inside(directory: Path, parts: tuple[str, ...]) -> Path:
-    for candidate in (directory, *(directory / part for part in parts)):
+    """Of a run of several stages (its `stages.json` lists them in order), the last one that holds such a part."""
+    ledger = directory / "stages.json"
+    stages = [directory / name for name in json.loads(ledger.read_text())] if ledger.is_file() else []
+    for candidate in (directory, *(place / part for place in (directory, *reversed(stages)) for part in parts)):
         if (candidate / "config.json").is_file() or (candidate / "adapter_config.json").is_file():
             return candidate
     wanted = ", ".join(f"{part}/" for part in parts)
@@ -70,7 +73,7 @@ def load_tokenizer(name: str | Path, parts: tuple[str, ...] = RUN_PARTS) -> PreT
     try:
         return AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError) as error:
-        raise ValueError(f"model: no tokenizer that loads in {path}: {error}") from None
+        raise ValueError(f"model: no tokenizer that loads in {path}: {error}{unreached(str(name))}") from None
 
 
 def load_policy(

@@ -41,9 +41,9 @@ class Talk(Common):
     """Only the likeliest k tokens; 0: all."""
     stop: tuple[str, ...] = ()
     """Strings that end an answer (`--stop "Question:"`); its text is cut before them."""
-    max_new_tokens: Count = 512
+    max_tokens: Count = 512
     """Longest answer, in tokens."""
-    max_tokens: Count = 4096
+    context: Count = 4096
     """Longest conversation with its next answer, in tokens (at most the model's own limit); older turns are dropped."""
 
 
@@ -180,7 +180,7 @@ class Session:
         if said.stopped:
             say("(stopped)")
         elif not said.answer.finished:
-            say(f"(cut after {self.decoding.max_tokens} tokens; --max-new-tokens)")
+            say(f"(cut after {self.decoding.max_tokens} tokens; --max-tokens)")
         elif not said.answer.text.strip():
             say("(an empty answer)")
         return said
@@ -206,12 +206,12 @@ def main(cfg: Talk) -> int:
     ballot = None if cfg.compare is None else ballot_for(cfg.model, cfg.compare, cfg.temperature, cfg.top_p)
     plain = replace(cfg, system=None)  # the session says the system message itself, so that records have it
     voices = [Voice(name, load_actor(replace(plain, model=name), None, trained=False)) for name in names]
-    room = min(cfg.max_tokens, *(voice.context for voice in voices)) - cfg.max_new_tokens
+    room = min(cfg.context, *(voice.context for voice in voices)) - cfg.max_tokens
     if room < 1:
-        limit = room + cfg.max_new_tokens
-        raise ValueError(f"--max-new-tokens {cfg.max_new_tokens}: no room for a question in {limit} tokens")
+        limit = room + cfg.max_tokens
+        raise ValueError(f"--max-tokens {cfg.max_tokens}: no room for a question in {limit} tokens")
     edit_lines()
     say(ballot.welcome() if ballot else f"Talking to {cfg.model}. /help lists commands, Ctrl-D leaves.")
-    decoding = Decoding(cfg.max_new_tokens, cfg.temperature, cfg.top_p, top_k=cfg.top_k, stop=cfg.stop)
+    decoding = Decoding(cfg.max_tokens, cfg.temperature, cfg.top_p, top_k=cfg.top_k, stop=cfg.stop)
     Session(voices, decoding, room, cfg.seed, cfg.system, ballot).run()
     return 0

@@ -11,12 +11,13 @@ from typing import Literal
 from tutelage.config import config, dump
 from tutelage.console import say, stage
 from tutelage.evaluation.report import quickstart_report
+from tutelage.models.load import load_tokenizer
 from tutelage.records import to_json, write_jsonl
 from tutelage.stages.common import DEMO_MODEL, out_folder
 from tutelage.stages.quickstart_plan import FULL, QUICK, STORY, policy_stage, recipe_of, split_prompts
 from tutelage.stages.run import run_stages
 from tutelage.stages.story import collect
-from tutelage.stages.training import load
+from tutelage.stages.training import load, records_of
 
 Method = Literal["grpo", "ppo", "reinforce", "rloo", "dpo"]
 
@@ -39,6 +40,8 @@ class Quickstart:
     """Decides sampling, labels, data order and the adapter's start."""
     resume: bool = False
     """Go on with the run in `--out`."""
+    bad_rows: Literal["error", "skip"] = "error"
+    """What happens to broken rows of `--prompts` and `--feedback`."""
     quick: bool = False
     """Under two minutes, tiny budgets: proves the plumbing and claims nothing about learning."""
     steps: int | None = None
@@ -57,16 +60,20 @@ def main(cfg: Quickstart) -> Path:
     """Run everything; returns the run folder, which holds report.html and rl/policy (or prefer/policy)."""
     budget = QUICK if cfg.quick else FULL
     training, heldout = split_prompts(cfg, budget)
-    if cfg.feedback is not None:
-        load((cfg.feedback,), "comparison", "error", "no feedback")  # bad rows are told before a model loads
+    own = [] if cfg.feedback is None else records_of(load((cfg.feedback,), "comparison", cfg.bad_rows, "no feedback"))
+    load_tokenizer(cfg.model, ("policy",))  # a model that is not there is told before anything is written
     folder = out_folder(cfg, "quickstart")  # type: ignore[arg-type]
     if folder.exists() and any(folder.iterdir()) and not cfg.resume:
         raise ValueError(f"{folder} is not empty; go on with it by --resume, or give another --out")
     write_jsonl(folder / "prompts" / "train.jsonl", map(to_json, training))
     write_jsonl(folder / "prompts" / "heldout.jsonl", map(to_json, heldout))
-    recipe = recipe_of(cfg, budget, folder, len(training))
+    recipe = recipe_of(cfg, budget, folder, len({record.prompt.key for record in own}) or len(training))
     dump(cfg, folder / "config.yaml", command="quickstart")
     (folder / "budget.json").write_text(json.dumps(asdict(budget), indent=1))
+    if own:
+        ties = sum(record.preference == 0.5 for record in own) / len(own)
+        said = {"kind": "real", "comparisons": len(own), "ties": ties}
+        (folder / "feedback.json").write_text(json.dumps(said, indent=1))
     again = f"tutelage quickstart {folder / 'config.yaml'} --out {folder} --resume"
     clock = time.perf_counter()
     minutes: dict[str, float] = _earlier_minutes(folder)

@@ -36,6 +36,8 @@ TEMPERATURE = 0.8
 KL_COEFFICIENT = 0.08
 """Of GRPO, in its loss: at 0.04 the answers won as often and read stranger (KL 8 nats an answer; docs/log.md)."""
 REWARD_BATCH = 4
+HELDOUT_SHARE = 0.1
+"""Of the user's own prompts with comparisons, for the reward model's test (`reward --heldout-share`'s default)."""
 REWARD_RATE = 6e-5
 """With 3e-5 the reward model stayed a point nearer to the linear probe that its head starts with (docs/log.md)."""
 REWARD_LAYERS = 16
@@ -58,7 +60,7 @@ def split_prompts(cfg: Any, budget: Budget) -> tuple[list[Prompt], list[Prompt]]
         return both[0][: budget.train_prompts], both[1][: budget.heldout_prompts]
     from tutelage.stages.sample import load_prompts
 
-    own = load_prompts((cfg.prompts,))
+    own = load_prompts((cfg.prompts,), cfg.bad_rows)
     if len(own) < 3:
         raise ValueError(
             f"{cfg.prompts}: {len(own)} prompts; at least 3 are needed, and 200 held-out ones for a tight interval"
@@ -68,7 +70,7 @@ def split_prompts(cfg: Any, budget: Budget) -> tuple[list[Prompt], list[Prompt]]
 
 
 def recipe_of(cfg: Any, budget: Budget, folder: Path, prompts: int) -> dict[str, Any]:
-    """The stages, as any recipe has them: `tutelage run` could run this."""
+    """The stages, as any recipe has them: `tutelage run` could run this. `prompts`: how many the comparisons are about."""
     sampling = {"temperature": TEMPERATURE, "max_new_tokens": budget.max_new_tokens}
     stages: dict[str, dict[str, Any]] = {}
     if cfg.feedback is None:
@@ -95,24 +97,7 @@ def recipe_of(cfg: Any, budget: Budget, folder: Path, prompts: int) -> dict[str,
             "labels": "shuffled" if cfg.control == "shuffled_labels" else "simulated",
         }
         comparisons = {"data": ["@feedback/comparisons.jsonl"], "heldout": ["@feedback/heldout.jsonl"]}
-    per_epoch = prompts / REWARD_BATCH
-    stages["reward"] = {
-        "command": "reward",
-        "steps": max(1, round(budget.reward_epochs * per_epoch)),
-        "batch_size": min(REWARD_BATCH, prompts),
-        "full": True,
-        "layers": REWARD_LAYERS,
-        "optimization": {
-            "learning_rate": REWARD_RATE,
-            "schedule": "linear",
-            "warmup_steps": 4,
-            "weight_decay": 0.01,
-            "save_every": 20,
-            "keep_checkpoints": 1,
-            "tokens_per_pass": budget.tokens_per_pass,
-        },
-        **comparisons,
-    }
+    stages["reward"] = {**_reward(budget, prompts, kept_aside=HELDOUT_SHARE if cfg.feedback else 0.0), **comparisons}
     stages[policy_stage(cfg)] = _policy(cfg, budget, folder, comparisons)
     judges = ["@reward"] if cfg.feedback else ["gold", "@reward"]
     stages["evaluation"] = {
@@ -126,7 +111,31 @@ def recipe_of(cfg: Any, budget: Budget, folder: Path, prompts: int) -> dict[str,
         "seed": cfg.seed + 2000,
         **sampling,
     }
-    return {"stages": stages, **{name: getattr(cfg, name) for name in ("model", "seed", "device", "gemm", "kernels")}}
+    return {
+        "stages": stages,
+        **{name: getattr(cfg, name) for name in ("model", "seed", "device", "gemm", "kernels", "bad_rows")},
+    }
+
+
+def _reward(budget: Budget, prompts: int, kept_aside: float) -> dict[str, Any]:
+    """An epoch of the comparisons, but never more than the default run's."""
+    learnt = max(1, round(min(prompts, budget.train_prompts) * (1 - kept_aside)))
+    return {
+        "command": "reward",
+        "steps": max(1, round(budget.reward_epochs * learnt / REWARD_BATCH)),
+        "batch_size": min(REWARD_BATCH, learnt),
+        "full": True,
+        "layers": REWARD_LAYERS,
+        "optimization": {
+            "learning_rate": REWARD_RATE,
+            "schedule": "linear",
+            "warmup_steps": 4,
+            "weight_decay": 0.01,
+            "save_every": 20,
+            "keep_checkpoints": 1,
+            "tokens_per_pass": budget.tokens_per_pass,
+        },
+    }
 
 
 def _policy(cfg: Any, budget: Budget, folder: Path, comparisons: dict[str, Any]) -> dict[str, Any]:

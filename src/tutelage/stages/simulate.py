@@ -55,6 +55,10 @@ def main(cfg: Simulate) -> Path:
     say(
         f"{len(training)} comparisons by simulated labellers; two of them agree on {agreement['estimate']:.1%} of pairs"
     )
+    with_gold = ", ".join(f"{p['name']} {p['agreement_with_gold']['estimate']:.1%}" for p in quality["annotators"])
+    say(f"agreement with the gold rule, ties left out: {with_gold}")
+    tested = quality["heldout"] or quality
+    say(f"so these labels allow a held-out accuracy of at most {tested['ceiling']:.1%}")
     return folder
 
 

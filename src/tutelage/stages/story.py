@@ -29,7 +29,7 @@ def collect(folder: Path, cfg: Any, minutes: dict[str, float]) -> dict[str, Any]
     }
     parts = {
         "answers": _answers(folder / "answers" / "answers.jsonl"),
-        "feedback": {"kind": "real"} if cfg.feedback else _json(folder / "feedback" / "feedback.json"),
+        "feedback": _json(folder / "feedback.json" if cfg.feedback else folder / "feedback" / "feedback.json"),
         "reward_model": _reward_model(folder, bool(cfg.feedback)),
         "curve": _curve(folder / policy / "metrics.jsonl"),
         **_evaluation(folder / "evaluation"),
