@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import cfunc, types
+from numba import cfunc, njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
@@ -127,9 +127,27 @@ def tile(rows: int, vectors: int) -> Any:
     return run
 
 
-tile1, tile2, tile3, tile4 = tile(12, 1), tile(12, 2), tile(8, 3), tile(6, 4)
+def strip(height: int, vectors: int) -> Any:
+    """Rows [at, end) of W by one to four vectors of columns, in tiles of `height` rows, and the rows left over one by one."""
+    tall, single = tile(height, vectors), tile(1, vectors)
+
+    @njit(inline="always")
+    def run(weight: Any, x: Any, out: Any, end: Any, sizes: Any) -> Any:
+        at, depth, count, left = sizes
+        while at < end:
+            places = (weight + 4 * at * depth, x, out + 4 * at * count, depth, count, left)
+            if at + height <= end:
+                tall(places)
+                at += height
+            else:
+                single(places)
+                at += 1
+
+    return run
+
+
+strip1, strip2, strip3, strip4 = strip(12, 1), strip(12, 2), strip(8, 3), strip(6, 4)
 """12 to 24 sums and the vectors that are multiplied fit in 32 registers."""
-row1, row2, row3, row4 = (tile(1, vectors) for vectors in (1, 2, 3, 4))
 
 
 @cfunc(SIGNATURE, cache=True)
@@ -144,34 +162,14 @@ def product(a: Any) -> None:
             if vectors > 4:
                 vectors = 3 if vectors == 5 else 4
             size = min(count - column, vectors * LANES)
-            left, at = size - (vectors - 1) * LANES, start
-            x = a[5] + 4 * column
-            while at < end:
-                places = (a[4] + 4 * at * depth, x, a[6] + 4 * (at * count + column), depth, count, left)
-                if vectors == 4:
-                    if at + 6 <= end:
-                        tile4(places)
-                        at += 6
-                        continue
-                    row4(places)
-                elif vectors == 3:
-                    if at + 8 <= end:
-                        tile3(places)
-                        at += 8
-                        continue
-                    row3(places)
-                elif vectors == 2:
-                    if at + 12 <= end:
-                        tile2(places)
-                        at += 12
-                        continue
-                    row2(places)
-                else:
-                    if at + 12 <= end:
-                        tile1(places)
-                        at += 12
-                        continue
-                    row1(places)
-                at += 1
+            x, out, sizes = a[5] + 4 * column, a[6] + 4 * column, (start, depth, count, size - (vectors - 1) * LANES)
+            if vectors == 4:
+                strip4(a[4], x, out, end, sizes)
+            elif vectors == 3:
+                strip3(a[4], x, out, end, sizes)
+            elif vectors == 2:
+                strip2(a[4], x, out, end, sizes)
+            else:
+                strip1(a[4], x, out, end, sizes)
             column += size
         start = take(a) * UNIT
