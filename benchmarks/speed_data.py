@@ -77,7 +77,7 @@ def with_answers(work: Work, source: Source, name: str) -> Work:
     path = work.write(source.cache / "works" / f"{name}-prompts.json")
     with Peer("speed_ours:decode", path, log=source.cache / "logs" / f"{name}-answers.log") as peer:
         unit = peer.unit()
-    return replace(work, answers=unit["answers"], listened=unit["listened"])
+    return replace(work, **{name: unit[name] for name in ("answers", "listened", "chosen")})
 
 
 def demonstrations(source: Source, count: int) -> Work:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from typing import Any
@@ -46,7 +46,7 @@ FLOORS = {GRPO: "grpo", SFT: "sft", DPO: "dpo", BradleyTerry: "reward"}
 
 def decode(work: Work, channel: Channel) -> None:
     """Sample `group` answers to every prompt."""
-    with _as_commands(work):
+    with _as_commands(work) as chosen:
         module, chat = _policy(work)
         decoder = _decoder(work, module, chat)
         limits = Limits() if Limits and not work.settings.get("decoder") else None  # the floor is float32's
@@ -63,6 +63,7 @@ def decode(work: Work, channel: Channel) -> None:
                 logprob=sum(first) / len(first),
                 answers=said_in(groups, work),
                 listened=listened,
+                chosen=chosen,
                 **(limits.floors("decode", work, module) if limits else {}),
             )
 
@@ -156,15 +157,21 @@ def _saying(answer: Answer, tokens: Sequence[int]) -> Answer:
 
 
 @contextmanager
-def _as_commands(work: Work) -> Iterator[None]:
-    """Threads, allocator, products and kernels as our commands set them up by themselves."""
+def _as_commands(work: Work) -> Iterator[dict[str, str]]:
+    """Threads, allocator, products and kernels as our commands set them up by themselves; says which of the last two."""
     torch.set_num_threads(work.threads)
     if work.settings.get("settled"):
         import_module("tutelage.cli").settle_process()
     cpu = torch.device("cpu")
-    fast = multiplying(choose_gemm("auto", cpu)) if multiplying and choose_gemm else nullcontext()
-    with fast, running(choose_kernels("auto", cpu)) if running and choose_kernels else nullcontext():
-        yield
+    found: dict[str, str] = {}
+    with ExitStack() as stack:
+        if multiplying and choose_gemm:
+            found["gemm"] = choose_gemm(work.chosen.get("gemm", "auto"), cpu)
+            stack.enter_context(multiplying(found["gemm"]))
+        if running and choose_kernels:
+            found["kernels"] = choose_kernels(work.chosen.get("kernels", "auto"), cpu)
+            stack.enter_context(running(found["kernels"]))
+        yield found
 
 
 def _policy(work: Work) -> tuple[Any, Chat]:
@@ -187,7 +194,7 @@ def _prompt(rows: Sequence[Mapping[str, Any]]) -> Prompt:
 
 def _settings(work: Work) -> Optimization:
     given = {name: value for name, value in work.settings.items() if name == "tokens_per_pass"}
-    return Optimization(learning_rate=RATE, warmup_steps=0, **given)
+    return Optimization(warmup_steps=0, **given)
 
 
 def _task(
@@ -206,11 +213,11 @@ def _pairs(work: Work) -> Pairs:
 
 def _steps(task: Task, work: Work, channel: Channel, more: Callable[[], dict[str, float]] = dict) -> None:
     """The first step of the loop, once for every unit that is asked for."""
-    with _as_commands(work):
-        _repeat(task, work, channel, more)
+    with _as_commands(work) as chosen:
+        _repeat(task, work, channel, lambda: {"chosen": chosen, **more()})
 
 
-def _repeat(task: Task, work: Work, channel: Channel, more: Callable[[], dict[str, float]]) -> None:
+def _repeat(task: Task, work: Work, channel: Channel, more: Callable[[], dict[str, Any]]) -> None:
     module = next(iter(task.trained.values()))
     backbone = backbone_of(getattr(module, "backbone", module))
     seen, limits = Seen.of(backbone), Limits() if Limits else None

@@ -206,6 +206,23 @@ def test_real_feedback_shows_no_gold_number(tmp_path):
     assert "tutelage chat runs/quickstart/rl --compare builtin:smollm2-135m-instruct" in html
 
 
+def test_rows_that_were_left_out_are_said_where_the_file_is_told_of(tmp_path):
+    found = {"source": "mine.jsonl", "rows": 40, "left_out": 3, "such_as": "mine.jsonl: line 7: no `chosen`"}
+    html = draw(tmp_path, {**real(), "left_out": {"comparison": found}})
+    assert "3 of 40 rows of mine.jsonl could not be read, such as mine.jsonl: line 7: no `chosen`" in html
+    assert html.rindex("3. Feedback") < html.index("Rows were left out.") < html.rindex("4. The reward model")
+    html = draw(tmp_path, {**quickstart(), "left_out": {"prompt": found}})
+    assert html.rindex("1. The requests") < html.index("Rows were left out.") < html.rindex("2. The first answers")
+    assert "Rows were left out." not in draw(tmp_path, quickstart())
+
+
+def test_learning_from_comparisons_directly_has_its_curves_too(tmp_path):
+    (tmp_path / "prefer").mkdir()
+    (tmp_path / "prefer" / "metrics.jsonl").write_text('{"step": 0, "loss": 0.69}\n{"step": 1, "loss": 0.6}\n')
+    assert "How it learned, step by step" in draw(tmp_path, quickstart(algorithm="dpo"))
+    assert "How it learned, step by step" not in draw(tmp_path, quickstart(algorithm="grpo"))
+
+
 STAGES = ("prompts", "answers", "feedback", "reward_model", "curve", "evaluation", "samples", "next", "minutes")
 
 

@@ -12,6 +12,8 @@ from safetensors.torch import load_file
 
 from tutelage.config import build
 from tutelage.evaluation.gold import gold_score
+from tutelage.models.load import save_policy
+from tutelage.models.tiny import tiny
 from tutelage.records import Answer, user
 from tutelage.stages.quickstart import Quickstart, main
 from tutelage.stages.quickstart_plan import FULL, QUICK, recipe_of, split_prompts
@@ -107,6 +109,9 @@ def test_the_reward_model_reads_the_users_comparisons_once(tmp_path: Path) -> No
 
 
 def test_bad_input_leaves_no_folder(tmp_path: Path) -> None:
+    save_policy(*tiny(), tmp_path / "model")
+    long = tmp_path / "long.jsonl"
+    long.write_text("\n".join(json.dumps({"prompt": text}) for text in ("a", "b", "c " * 2000)))
     pairs = tmp_path / "pairs.jsonl"
     pairs.write_text(
         '{"prompt": "a", "chosen": "b", "rejected": "c"}\n{"prompt": "a", "chosen": "b", "rejected": "b"}\n'
@@ -115,6 +120,7 @@ def test_bad_input_leaves_no_folder(tmp_path: Path) -> None:
     for wrong, said in (
         ({"model": str(tmp_path / "nowhere")}, "no such directory"),
         ({"feedback": str(pairs)}, "pairs.jsonl"),
+        ({"prompts": str(long), "model": str(tmp_path / "model")}, "its prompt alone has"),
     ):
         with pytest.raises(ValueError, match=said):
             main(build(Quickstart, {"out": str(out), **wrong}, "test"))
@@ -122,15 +128,14 @@ def test_bad_input_leaves_no_folder(tmp_path: Path) -> None:
 
 
 def test_at_least_200_heldout_prompts_none_of_them_trained_on() -> None:
-    training, heldout = split_prompts(build(Quickstart, {}, "test"), FULL)
+    training, heldout = split_prompts(build(Quickstart, {}, "test"), FULL, [])
     assert len(heldout) >= 200
     assert not {p.text for p in training} & {p.text for p in heldout}
 
 
-def test_own_prompts_are_split_by_position(tmp_path: Path) -> None:
-    file = tmp_path / "p.jsonl"
-    file.write_text("\n".join(json.dumps({"prompt": f"Question number {n}?"}) for n in range(9)))
-    training, heldout = split_prompts(build(Quickstart, {"prompts": str(file)}, "test"), FULL)
+def test_own_prompts_are_split_by_position() -> None:
+    own = [user(f"Question number {n}?") for n in range(9)]
+    training, heldout = split_prompts(build(Quickstart, {"prompts": "p.jsonl"}, "test"), FULL, own)
     assert [p.text for p in heldout] == [f"Question number {n}?" for n in (6, 7, 8)]
     assert len(training) == 6
 

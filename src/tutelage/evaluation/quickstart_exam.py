@@ -8,7 +8,7 @@ from typing import Any
 
 from tutelage.evaluation import figures, page
 from tutelage.evaluation.page import Html, Page, number, percent, within
-from tutelage.evaluation.quickstart_story import NOT_YET, Story, line
+from tutelage.evaluation.quickstart_parts import NOT_YET, Story, line
 
 
 def conclude(report: Page, story: Story) -> None:

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from tutelage.evaluation import figures, page
-from tutelage.evaluation.figures import Line
 from tutelage.evaluation.page import Html, Page, number, percent
+from tutelage.evaluation.quickstart_parts import NOT_YET, Story, left_out, line
 
-NOT_YET = "Nothing here yet: this stage has not finished."
 METHODS = {
     "dpo": "The model learns from the comparisons directly (DPO): the preferred answer becomes likelier than the other one, "
     "measured against the starting model, which also keeps it from drifting too far.",
@@ -19,32 +16,6 @@ METHODS = {
     "become likelier. A penalty on the distance from the starting model (KL) keeps it from drifting into nonsense that "
     "merely scores well.",
 }
-
-
-@dataclass(frozen=True)
-class Story:
-    """quickstart.json, the run folder and the figures of the sub-runs (`reward`, `rl`); `real`: people's own labels."""
-
-    data: Mapping[str, Any]
-    folder: Path
-    training: Mapping[str, Sequence[Html]] = field(default_factory=dict)
-
-    @property
-    def real(self) -> bool:
-        return self.part("feedback").get("kind") == "real"
-
-    @property
-    def quick(self) -> bool:
-        return bool(self.data.get("quick"))
-
-    @property
-    def judges(self) -> dict[str, str]:
-        """Who says which answer is better, by the key of the win rate; the one that counts comes first."""
-        return ({} if self.real else {"win_gold": "hidden rule"}) | {"win_reward": "reward model"}
-
-    def part(self, name: str) -> Mapping[str, Any]:
-        """A stage's numbers; empty while it has not run."""
-        return self.data.get(name) or {}
 
 
 def tell(report: Page, story: Story) -> None:
@@ -92,7 +63,8 @@ def _prompts(report: Page, story: Story) -> None:
     )
     kinds = sorted((prompts.get("categories") or {}).items(), key=lambda pair: -pair[1])
     rows = [(kind.replace("_", " "), {"estimate": count}) for kind, count in kinds]
-    blocks = [page.figure(figures.bars("Requests of each kind", rows, shares=False))] if rows else []
+    blocks = left_out(story, "prompt")
+    blocks += [page.figure(figures.bars("Requests of each kind", rows, shares=False))] if rows else []
     if prompts.get("examples"):
         blocks.append(page.details("Some of the requests", page.bullets(prompts["examples"])))
     report.section("1. The requests", text if prompts else NOT_YET, *blocks)
@@ -161,7 +133,7 @@ def _feedback(report: Page, story: Story) -> None:
         numbers.append(("Best possible accuracy", percent(feedback["ceiling"]), "on labels as noisy as these"))
     if rows:
         blocks.append(page.figure(figures.intervals("How far the labels can be trusted", rows)))
-    report.section("3. Feedback", text, page.tiles(*numbers), *blocks)
+    report.section("3. Feedback", text, page.tiles(*numbers), *left_out(story, "comparison"), *blocks)
 
 
 def _labellers(annotators: Sequence[Mapping[str, Any]]) -> Html:
@@ -226,20 +198,14 @@ def _policy(report: Page, story: Story) -> None:
     text = METHODS.get(method, METHODS[""]) + (
         f" The method here is {method.upper()}." if method not in ("", "dpo") else ""
     )
-    started = bool(pictures or story.training.get("rl"))
+    run = "prefer" if method == "dpo" else "rl"
+    started = bool(pictures or story.training.get(run))
     report.section(
         "5. Learning from the reward",
         text if started else NOT_YET,
         page.side_by_side(*pictures),
-        _learning(story, "rl"),
+        _learning(story, run),
     )
-
-
-def line(curve: Sequence[Mapping[str, Any]], key: str, label: str, x: Sequence[float] | None = None) -> Line:
-    """One number of every checkpoint, with its band where the checkpoints carry one."""
-    bands = [[row.get(f"{key}_{end}") for row in curve] for end in ("low", "high")]
-    low, high = bands if all(any(v is not None for v in band) for band in bands) else ([], [])
-    return Line(label, [row["step"] for row in curve] if x is None else x, [row.get(key) for row in curve], low, high)
 
 
 def _bounds(interval: Mapping[str, Any]) -> str:

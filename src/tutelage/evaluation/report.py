@@ -13,7 +13,8 @@ from tutelage.evaluation.captions import METRICS, SHARES
 from tutelage.evaluation.figures import Line
 from tutelage.evaluation.page import Html, Page, number, percent
 from tutelage.evaluation.quickstart_exam import conclude
-from tutelage.evaluation.quickstart_story import Story, tell
+from tutelage.evaluation.quickstart_parts import Story
+from tutelage.evaluation.quickstart_story import tell
 
 Data = Mapping[str, Any]
 
@@ -199,7 +200,7 @@ def quickstart_report(folder: Path) -> Path:
     data = _quickstart(folder / "quickstart.json")
     hidden = "gold" if (data.get("feedback") or {}).get("kind") == "real" else "win" if data.get("quick") else None
     training = {}
-    for run in ("reward", "rl"):
+    for run in ("reward", "rl", "prefer"):
         curves, _ = metric_curves(read_rows(folder / run / "metrics.jsonl")[0])
         kept = [
             curve for name, curve in curves.items() if _group(name) not in TOGETHER and not (hidden and hidden in name)

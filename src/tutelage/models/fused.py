@@ -31,6 +31,9 @@ FASTER = 1.05
 """How much faster the compiled product must be: 1.2 to 1.4 was seen, with AVX-512; below 1 without."""
 MOST_COLUMNS = 512
 """From there on PyTorch's products are as fast."""
+TURNS, MOST_UNITS = 4, 4
+"""A thread takes rows at least so many times, where there are enough: one that is slowed down then takes fewer. Many rows at
+once are 3 to 5 % faster (docs/log.md, 2026-11-22)."""
 MODULES = ("kernels", "product_kernel", "draw_kernel", "training_kernels")
 FAR = 1 << 40
 """A window that hides nothing."""
@@ -112,8 +115,9 @@ def multiplies(weight: Float[Tensor, "N K"], x: Float[Tensor, "K C"]) -> bool:
 def product(weight: Float[Tensor, "N K"], x: Float[Tensor, "K C"]) -> Float[Tensor, "N C"]:
     """W x."""
     (rows, depth), columns = weight.shape, x.shape[1]
-    out = x.new_empty(rows, columns)
-    run(compiled("product_kernel").product, rows, depth, columns, address(weight), address(x), address(out))
+    out, kernel = x.new_empty(rows, columns), compiled("product_kernel")
+    unit = kernel.UNIT * max(1, min(MOST_UNITS, rows // (kernel.UNIT * TURNS * torch.get_num_threads())))
+    run(kernel.product, rows, depth, columns, address(weight), address(x), address(out), unit)
     return out
 
 

@@ -21,7 +21,7 @@ from tutelage.models.kernels import SIGNATURE, take
 LANES = 16
 """float32 numbers of a vector: 512 bits, as AVX-512 has. Where vectors are shorter PyTorch's product is faster, which `fused` measures."""
 UNIT = 24
-"""Rows that a thread takes at once: of every tile's height a multiple."""
+"""A thread takes a multiple of so many rows at once: of every tile's height a multiple."""
 AT_ONCE = 2
 """Steps down the depth that are written out in a row."""
 I64 = np.int64
@@ -153,10 +153,10 @@ strip1, strip2, strip3, strip4 = strip(12, 1), strip(12, 2), strip(8, 3), strip(
 @cfunc(SIGNATURE, cache=True)
 def product(a: Any) -> None:
     """out [N, C] = W [N, K] x [K, C]."""
-    rows, depth, count = a[1], a[2], a[3]
-    start = take(a) * UNIT
+    rows, depth, count, unit = a[1], a[2], a[3], a[7]
+    start = take(a) * unit
     while start < rows:
-        end, column = min(start + UNIT, rows), I64(0)
+        end, column = min(start + unit, rows), I64(0)
         while column < count:
             vectors = (count - column + LANES - 1) // LANES
             if vectors > 4:
@@ -172,4 +172,4 @@ def product(a: Any) -> None:
             else:
                 strip1(a[4], x, out, end, sizes)
             column += size
-        start = take(a) * UNIT
+        start = take(a) * unit

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from tutelage.config import config, dump
 from tutelage.console import say, warn
-from tutelage.data.collate import prompts_and_answers
+from tutelage.data.collate import check_prompts, prompts_and_answers
 from tutelage.evaluation.winrate import compare_scores, divergence, interval, lengths
 from tutelage.models.load import load_policy, load_tokenizer
 from tutelage.models.logprobs import CausalModel
@@ -21,10 +21,13 @@ from tutelage.records import AnswerGroup, Prompt, to_json, write_jsonl
 from tutelage.rewards.pairwise import TwoAnswerModel
 from tutelage.stages.common import Actor, Common, Count, load_actor, out_folder, precision
 from tutelage.stages.exploit import exploitability, first_preference, load_judges, scored_by
+from tutelage.stages.folders import check_unused
 from tutelage.stages.parts import in_parts
 from tutelage.stages.sample import answer, load_prompts, read_groups, write_groups
 from tutelage.statistics import cluster_mean, paired_difference
+from tutelage.training.files import write_whole
 
+WRITTEN = ("answers.jsonl", "samples.jsonl", "evaluation.json", "config.yaml")
 LENGTHS = 2.0
 """How many times as long as the other side's answers ours may be, or theirs as ours, before it is said aloud."""
 
@@ -64,11 +67,11 @@ class Evaluate(Common):
 def main(cfg: Evaluate) -> Path:
     """Run the command; returns the folder, which holds evaluation.json, answers.jsonl and samples.jsonl."""
     prompts, other = _prompts(cfg)
-    judges = load_judges(cfg)
     folder = out_folder(cfg, "evaluate")
-    if (folder / "evaluation.json").exists() and not cfg.resume:
-        raise ValueError(f"{folder} holds an evaluation; give another --out")
+    check_unused(folder, WRITTEN, cfg.resume)
+    judges = load_judges(cfg)
     actor = load_actor(cfg, None, trained=False, temperature=cfg.temperature or 1.0)
+    check_prompts(prompts, actor.chat, cfg.max_tokens - cfg.max_new_tokens)
     decoding = Decoding(cfg.max_new_tokens, cfg.temperature, cfg.top_p, top_k=cfg.top_k, stop=cfg.stop)
     if other is None and cfg.against is not None:
         rival = load_actor(_with_model(cfg), None, trained=False)
@@ -91,8 +94,8 @@ def main(cfg: Evaluate) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     write_groups(folder / "answers.jsonl", ours)
     write_jsonl(folder / "samples.jsonl", _samples(ours, other, scored))
-    (folder / "evaluation.json").write_text(json.dumps(found, indent=1))
     dump(cfg, folder / "config.yaml", command="evaluate")
+    write_whole(folder / "evaluation.json", json.dumps(found, indent=1) + "\n")
     if cfg.announce:
         for name, one in found["judges"].items():
             say(_line(name, one))

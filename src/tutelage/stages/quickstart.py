@@ -6,18 +6,22 @@ import json
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from tutelage.config import config, dump
 from tutelage.console import say, stage
+from tutelage.data.chat import Chat
+from tutelage.data.collate import check_prompts
+from tutelage.data.readers import Loaded
+from tutelage.data.shapes import Kind
 from tutelage.evaluation.report import quickstart_report
 from tutelage.models.load import load_tokenizer
 from tutelage.records import to_json, write_jsonl
-from tutelage.stages.common import DEMO_MODEL, out_folder
+from tutelage.stages.common import DEMO_MODEL, Common, out_folder
 from tutelage.stages.quickstart_plan import FULL, QUICK, STORY, policy_stage, recipe_of, split_prompts
 from tutelage.stages.run import run_stages
-from tutelage.stages.story import collect
-from tutelage.stages.training import load, records_of
+from tutelage.stages.story import LEFT_OUT, collect
+from tutelage.stages.training import following, load, records_of
 
 Method = Literal["grpo", "ppo", "reinforce", "rloo", "dpo"]
 
@@ -59,9 +63,11 @@ class Quickstart:
 def main(cfg: Quickstart) -> Path:
     """Run everything; returns the run folder, which holds report.html and rl/policy (or prefer/policy)."""
     budget = QUICK if cfg.quick else FULL
-    training, heldout = split_prompts(cfg, budget)
-    own = [] if cfg.feedback is None else records_of(load((cfg.feedback,), "comparison", cfg.bad_rows, "no feedback"))
-    load_tokenizer(cfg.model, ("policy",))  # a model that is not there is told before anything is written
+    asked, compared = _own(cfg.prompts, "prompt", cfg.bad_rows), _own(cfg.feedback, "comparison", cfg.bad_rows)
+    training, heldout = split_prompts(cfg, budget, records_of(asked))
+    own = records_of(compared)
+    chat = Chat.of(load_tokenizer(cfg.model, ("policy",)))  # what cannot run is told before anything is written
+    check_prompts([*training, *heldout], chat, Common.max_tokens - budget.max_new_tokens)
     folder = out_folder(cfg, "quickstart")  # type: ignore[arg-type]
     if folder.exists() and any(folder.iterdir()) and not cfg.resume:
         raise ValueError(f"{folder} is not empty; go on with it by --resume, or give another --out")
@@ -74,21 +80,38 @@ def main(cfg: Quickstart) -> Path:
         ties = sum(record.preference == 0.5 for record in own) / len(own)
         said = {"kind": "real", "comparisons": len(own), "ties": ties}
         (folder / "feedback.json").write_text(json.dumps(said, indent=1))
+    if left_out := {one.kind: _left_out(one) for one in (*asked, *compared) if one.skipped}:
+        (folder / LEFT_OUT).write_text(json.dumps(left_out, indent=1))
     again = f"tutelage quickstart {folder / 'config.yaml'} --out {folder} --resume"
     clock = time.perf_counter()
     minutes: dict[str, float] = _earlier_minutes(folder)
+
+    def report() -> None:
+        collect(folder, cfg, minutes)
+        quickstart_report(folder)
+
     for name in recipe["stages"]:
         title, text = STORY[name]
         stage(title, text)
         begun = time.perf_counter()
-        run_stages(recipe, folder, True, "quickstart", only=name, resume_command=again)
+        with following(report):
+            run_stages(recipe, folder, True, "quickstart", only=name, resume_command=again)
         minutes[name] = minutes.get(name, 0.0) + (time.perf_counter() - begun) / 60
         (folder / "minutes.json").write_text(json.dumps(minutes, indent=1))
-        collect(folder, cfg, minutes)
-        quickstart_report(folder)
+        report()
     say(f"done in {(time.perf_counter() - clock) / 60:.1f} minutes")
     _closing(cfg, folder)
     return folder
+
+
+def _own(source: str | None, kind: Kind, bad_rows: Any) -> tuple[Loaded, ...]:
+    """The user's own file, where one is named."""
+    return () if source is None else load((source,), kind, bad_rows, "")
+
+
+def _left_out(one: Loaded) -> dict[str, Any]:
+    """What the report says of rows that were skipped."""
+    return {"source": one.source, "rows": one.rows, "left_out": len(one.skipped), "such_as": one.skipped[0]}
 
 
 def _closing(cfg: Quickstart, folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -49,7 +50,7 @@ def policy_stage(cfg: Any) -> str:
     return "prefer" if cfg.algorithm == "dpo" else "rl"
 
 
-def split_prompts(cfg: Any, budget: Budget) -> tuple[list[Prompt], list[Prompt]]:
+def split_prompts(cfg: Any, budget: Budget, own: Sequence[Prompt]) -> tuple[list[Prompt], list[Prompt]]:
     """(training, held out): the built-in prompts by their own split, a user's by position (the last third is held out)."""
     if cfg.prompts is None:
         rows = list(read_jsonl(Path(str(files("tutelage") / "quickstart_data" / "prompts.jsonl"))))
@@ -58,15 +59,12 @@ def split_prompts(cfg: Any, budget: Budget) -> tuple[list[Prompt], list[Prompt]]
             for s in ("train", "heldout")
         ]
         return both[0][: budget.train_prompts], both[1][: budget.heldout_prompts]
-    from tutelage.stages.sample import load_prompts
-
-    own = load_prompts((cfg.prompts,), cfg.bad_rows)
     if len(own) < 3:
         raise ValueError(
             f"{cfg.prompts}: {len(own)} prompts; at least 3 are needed, and 200 held-out ones for a tight interval"
         )
     cut = len(own) - max(1, len(own) // 3)
-    return own[:cut][: budget.train_prompts], own[cut:][: budget.heldout_prompts]
+    return list(own[:cut][: budget.train_prompts]), list(own[cut:][: budget.heldout_prompts])
 
 
 def recipe_of(cfg: Any, budget: Budget, folder: Path, prompts: int) -> dict[str, Any]:

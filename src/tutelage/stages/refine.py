@@ -18,6 +18,7 @@ from tutelage.models.sampling import Decoding
 from tutelage.records import Answer, AnswerGroup, Critique, Message, Prompt, to_json, write_jsonl
 from tutelage.rewards.combine import combine
 from tutelage.stages.common import Common, Count, load_actor, out_folder
+from tutelage.stages.folders import check_unused
 from tutelage.stages.sample import answer
 from tutelage.stages.selection import fit_to_imitate, shown
 from tutelage.stages.training import load, records_of
@@ -64,8 +65,7 @@ def main(cfg: Refine) -> Path:
     critiques = _read(cfg)
     folder = out_folder(cfg, "refine")
     target = folder / CRITIQUES
-    if target.exists() and not cfg.resume:
-        raise ValueError(f"{target} exists; give another --out")
+    check_unused(folder, (CRITIQUES, REPORT), cfg.resume)
     prompts = [one.prompt for one in critiques]
     with ExitStack() as stack:
         rewards = stack.enter_context(combine(cfg.reward, device=cfg.device)) if cfg.reward else None

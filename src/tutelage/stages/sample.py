@@ -11,12 +11,15 @@ from pydantic import Field
 
 from tutelage.config import config
 from tutelage.console import say, track
+from tutelage.data.collate import check_prompts
 from tutelage.models.sampling import Decoding
 from tutelage.records import Answer, AnswerGroup, Prompt, group_from_json, read_jsonl, to_json, write_jsonl
 from tutelage.rewards.combine import combine
 from tutelage.stages.common import Actor, Common, Count, load_actor, out_folder
-from tutelage.stages.selection import write_demonstrations
+from tutelage.stages.folders import check_unused
+from tutelage.stages.selection import DEMONSTRATIONS, REPORT, write_demonstrations
 from tutelage.stages.training import load, records_of
+from tutelage.training.files import leftover
 
 NO_PROMPTS = 'no prompts: give --data FILE (one {"prompt": ...} a line is enough; see docs/data.md)'
 
@@ -59,13 +62,13 @@ def main(cfg: Sample) -> Path:
         raise ValueError("keep, at_least: nothing to choose by; give --reward NAME (docs/rewards.md)")
     folder = out_folder(cfg, "sample")
     target = folder / "answers.jsonl"
-    if target.exists() and not cfg.resume:
-        raise ValueError(f"{target} exists; give another --out")
+    check_unused(folder, (target.name, DEMONSTRATIONS, REPORT), cfg.resume)
     with ExitStack() as stack:
         rewards = stack.enter_context(combine(cfg.reward, device=cfg.device)) if cfg.reward else None
         if rewards is not None:
             rewards.check(prompts)
         actor = load_actor(cfg, None, trained=False)
+        check_prompts(prompts, actor.chat, cfg.max_tokens - cfg.max_new_tokens)
         groups = answer(actor, prompts, cfg.answers, cfg.decoding, seed=f"{cfg.seed}/sample", label="answering")
         write_groups(target, groups)
         say(f"{len(groups)} prompts x {cfg.answers} answers in {target}")
@@ -99,9 +102,9 @@ def load_prompts(sources: tuple[str, ...], bad_rows: Any = "error") -> list[Prom
 
 def write_groups(path: Path, groups: list[AnswerGroup]) -> None:
     """answers.jsonl, whole or not at all."""
-    part = path.with_suffix(".part")
-    write_jsonl(part, (to_json(group) for group in groups))
-    part.replace(path)
+    aside = leftover(path)
+    write_jsonl(aside, (to_json(group) for group in groups))
+    aside.replace(path)
 
 
 def read_groups(path: Path | str) -> list[AnswerGroup]:

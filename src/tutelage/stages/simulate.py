@@ -18,8 +18,10 @@ from tutelage.evaluation.gold import gold_score
 from tutelage.evaluation.winrate import interval
 from tutelage.feedback.simulated import LABELLERS, compare_all
 from tutelage.records import Answer, Comparison, Prompt, to_json, write_jsonl
+from tutelage.stages.folders import check_unused
 from tutelage.stages.sample import read_groups
 from tutelage.statistics import cluster_share, krippendorff_alpha, pairwise_agreement
+from tutelage.training.files import write_whole
 
 
 @config
@@ -38,11 +40,14 @@ class Simulate:
     """`shuffled` gives every comparison a random winner: the control that must teach nothing."""
     seed: int = 0
     """Decides the labellers' noise."""
+    resume: bool = False
+    """Write anew what an earlier call left in `--out`."""
 
 
 def main(cfg: Simulate) -> Path:
     """Run the command; returns the folder."""
     folder = Path(cfg.out)
+    check_unused(folder, ("comparisons.jsonl", "heldout.jsonl", "feedback.json"), cfg.resume)
     training = _label(cfg, cfg.data, 0)
     write_jsonl(folder / "comparisons.jsonl", (to_json(record) for record in training))
     heldout = [] if cfg.heldout is None else _label(cfg, cfg.heldout, 1)
@@ -50,7 +55,7 @@ def main(cfg: Simulate) -> Path:
     quality = label_quality(training)
     quality["heldout"] = label_quality(heldout) if heldout else None
     quality["labels"] = cfg.labels
-    (folder / "feedback.json").write_text(json.dumps(quality, indent=1))
+    write_whole(folder / "feedback.json", json.dumps(quality, indent=1) + "\n")
     agreement = quality["agreement"]
     say(
         f"{len(training)} comparisons by simulated labellers; two of them agree on {agreement['estimate']:.1%} of pairs"

@@ -12,6 +12,9 @@ from tutelage.records import AnswerGroup, prompt_from_json, read_jsonl
 from tutelage.stages.monitor import curve
 from tutelage.stages.sample import read_groups
 
+LEFT_OUT = "left_out.json"
+"""Rows of the user's files that were skipped, by the kind of file."""
+
 
 def collect(folder: Path, cfg: Any, minutes: dict[str, float]) -> dict[str, Any]:
     """Read the stages' folders and write quickstart.json; parts that are not there yet are left out."""
@@ -28,6 +31,7 @@ def collect(folder: Path, cfg: Any, minutes: dict[str, float]) -> dict[str, Any]
         "prompts": _prompts(folder),
     }
     parts = {
+        "left_out": _json(folder / LEFT_OUT),
         "answers": _answers(folder / "answers" / "answers.jsonl"),
         "feedback": _json(folder / "feedback.json" if cfg.feedback else folder / "feedback" / "feedback.json"),
         "reward_model": _reward_model(folder, bool(cfg.feedback)),

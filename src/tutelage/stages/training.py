@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
@@ -19,12 +20,13 @@ from tutelage.evaluation.report import training_report
 from tutelage.stages.common import Training, open_run, resume_line
 from tutelage.stages.lineage import hand_down, write_lineage
 from tutelage.stages.metering import metered, open_meter
-from tutelage.training.loop import Draw, Hook, Task, train
+from tutelage.training.loop import Draw, Hook, Task, due, train
 from tutelage.training.preflight import preflight
 from tutelage.training.run import Run
 from tutelage.training.work import Passes
 
 T = TypeVar("T")
+_followers: list[Callable[[], object]] = []
 
 
 @runtime_checkable
@@ -49,7 +51,7 @@ class Ready(Generic[T]):
 
 
 def run_task(cfg: Training, command: str, ready: Ready[Any], hooks: tuple[Hook, ...] = ()) -> Run:
-    """Preflight, the run folder, the loop, and a report that is drawn anew at every checkpoint."""
+    """Preflight, the run folder, the loop, and a report that is drawn anew at every checkpoint and every look of a hook."""
     passes = Passes(ready.task.models, ready.scorers, require_packed=cfg.require_packed)
     passes.check()
     found = preflight(ready.task, ready.chat, ready.records, ready.collated)
@@ -62,13 +64,27 @@ def run_task(cfg: Training, command: str, ready: Ready[Any], hooks: tuple[Hook, 
         task = replace(task, draw=task.draw.within(run))
     task = metered(task, meter)
 
-    def draw_report(step: int) -> Mapping[str, float]:
-        training_report(run.folder)
-        return {}
+    saves = Hook(cfg.optimization.save_every, lambda step: {})
 
-    train(task, run, (*hooks, Hook(cfg.optimization.save_every, draw_report)), resume_line(command, run), meter)
+    def draw_report(step: int) -> None:
+        if due((*hooks, saves), step, task.steps):
+            training_report(run.folder)
+            for follow in _followers:
+                follow()
+
+    train(task, run, hooks, resume_line(command, run), meter, logged=draw_report)
     training_report(run.folder)
     return run
+
+
+@contextmanager
+def following(call: Callable[[], object]) -> Iterator[None]:
+    """Inside the block `call` is called whenever a run's report has been drawn: a report over several stages keeps up."""
+    _followers.append(call)
+    try:
+        yield
+    finally:
+        _followers.remove(call)
 
 
 def load(sources: tuple[str, ...], kind: Kind, bad_rows: Any, hint: str) -> tuple[Loaded, ...]:

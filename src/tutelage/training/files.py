@@ -50,7 +50,7 @@ def _clear(path: Path, code: int) -> OSError:
 
 def write_whole(path: Path, text: str) -> None:
     """Write a text file so that a crash at any moment leaves the old one or the new one, never a part."""
-    aside = path.with_name(f".{path.name}.writing")
+    aside = leftover(path)
     try:
         with clear_disk_errors(path):
             with aside.open("w", encoding="utf-8") as file:
@@ -61,6 +61,11 @@ def write_whole(path: Path, text: str) -> None:
             sync_folder(path.parent)
     finally:
         aside.unlink(missing_ok=True)
+
+
+def leftover(path: Path) -> Path:
+    """The name under which a file is written until it is whole."""
+    return path.with_name(f".{path.name}.writing")
 
 
 def is_leftover(path: Path) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -33,13 +33,15 @@ Draw = Callable[[int], tuple[Rows, Mapping[str, float]]]
 
 @dataclass(frozen=True)
 class Hook:
-    """Something to do after every `every`-th step and after the last, such as an evaluation; returns metrics.
-
-    `at_start` runs it before the first step too, logged as step -1's successor would be: under the current step count.
-    """
+    """Something to do after every `every`-th step and after the last, such as an evaluation; returns metrics."""
 
     every: int
     run: Callable[[int], Mapping[str, float]]
+
+
+def due(hooks: Sequence[Hook], step: int, steps: int) -> list[Hook]:
+    """The hooks whose turn it is after `step` of `steps`."""
+    return [hook for hook in hooks if step % hook.every == 0 or step == steps]
 
 
 @dataclass(frozen=True)
@@ -86,11 +88,18 @@ class Progress:
 
 
 def train(
-    task: Task, run: Run, hooks: tuple[Hook, ...] = (), resume_command: str = "", meter: Meter | None = None
+    task: Task,
+    run: Run,
+    hooks: tuple[Hook, ...] = (),
+    resume_command: str = "",
+    meter: Meter | None = None,
+    *,
+    logged: Callable[[int], None] = lambda step: None,
 ) -> State:
     """Run (or go on with) a task; every step is logged, checkpoints are saved and Ctrl-C saves before it stops.
 
-    `meter` compares each step with the machine's limits; the default one only takes its time.
+    `meter` compares each step with the machine's limits; the default one only takes its time. `logged` is called with the
+    number of steps done once the step's metrics can be read back (to draw them, say).
 
     Raises Interrupted after a Ctrl-C or where a step has to wait (`Paused`), ValueError for a batch that trains nothing
     or a gradient that is not finite.
@@ -109,14 +118,14 @@ def train(
                 warn(f"step {step}: {paused}")
                 raise Interrupted(resume_command) from None
             progress.step = step + 1
-            for hook in hooks:
-                if progress.step % hook.every == 0 or progress.step == task.steps:
-                    metrics |= hook.run(progress.step)
+            for hook in due(hooks, progress.step, task.steps):
+                metrics |= hook.run(progress.step)
             run.log(step, metrics)
+            logged(progress.step)
             bar.advance(1, **_headline(metrics))
             tidy()
-            due = progress.step % task.settings.save_every == 0 or progress.step == task.steps
-            if due or interrupt.requested:
+            saved = progress.step % task.settings.save_every == 0 or progress.step == task.steps
+            if saved or interrupt.requested:
                 save(task, progress, run)
             if interrupt.requested and progress.step < task.steps:
                 raise Interrupted(resume_command)
