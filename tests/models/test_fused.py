@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -50,12 +53,13 @@ def test_a_product_is_that_of_pytorch(columns):
     """Each height and width of tile, what is left over of both, depths even and odd; nothing is written outside."""
     for rows, depth in ((1, 3), (23, 8), (24, 37), (50, 64), (577, 10)):
         weight, x = torch.randn(rows, depth, dtype=torch.float64), torch.randn(depth, columns, dtype=torch.float64)
-        around = torch.full((rows + 2, columns), 7.0)
         few, many = weight.float(), x.float()
-        places = [each.data_ptr() for each in (few, many, around[1:])]
-        fused.run(fused.compiled("product_kernel").product, rows, depth, columns, *places)
-        assert_close(around[1:-1], (weight @ x).float(), atol=2e-5, rtol=1e-5)
-        assert (around[[0, -1]] == 7).all()
+        for unit in (24, 72):
+            around = torch.full((rows + 2, columns), 7.0)
+            places = [each.data_ptr() for each in (few, many, around[1:])]
+            fused.run(fused.compiled("product_kernel").product, rows, depth, columns, *places, unit)
+            assert_close(around[1:-1], (weight @ x).float(), atol=2e-5, rtol=1e-5)
+            assert (around[[0, -1]] == 7).all()
         assert_close(fused.product(few, many), around[1:-1], atol=0, rtol=0)
     assert fused.product(torch.tensor([[3.0, 4.0]]), torch.tensor([[1.0], [10.0]])).item() == 43
 
@@ -123,6 +127,57 @@ def test_a_step_of_attention_is_that_of_pytorch(heads, kv, window):
         written.append((one.keys[0], one.values[0]))
     assert_close(found[1], found[0], atol=1e-5, rtol=1e-5)
     assert_close(written[1], written[0], atol=0, rtol=0)
+
+
+ALL_KERNELS = """
+import hashlib, sys
+import torch
+from transformers import LlamaConfig
+from tutelage.models import fused
+from tutelage.models.attention import Look
+from tutelage.models.cache import BUFFERS, KeyValues, Room, Step
+from tutelage.models.fused_training import added_norm, gated, turned
+
+torch.set_num_threads(2)
+draw = torch.Generator().manual_seed(0)
+randn = lambda *shape: torch.randn(*shape, generator=draw)
+told = lambda *found: print(hashlib.sha256(b"".join(x.contiguous().numpy().tobytes() for x in found)).hexdigest())
+fused.choose_kernels("numba", torch.device("cpu"))
+told(fused.product(randn(100, 70), randn(70, 50)))
+told(fused.norm(randn(70, 50).t(), randn(70), 1e-5, randn(70, 50).t()))
+told(*fused.blocks(5 * randn(1000, 20), 256, 0.8))
+x = randn(9, 16, 20)
+fused.turn(x, randn(16, 20), randn(16, 20))
+told(x)
+with fused.running("numba"):
+    config = LlamaConfig(hidden_size=96, num_attention_heads=6, num_key_value_heads=2, num_hidden_layers=1)
+    cache = KeyValues.allocate(config, Room(6, 40, 2, 30), torch.zeros(()))
+    for name in BUFFERS:
+        getattr(cache, name)[0].copy_(randn(*getattr(cache, name)[0].shape))
+    for prompt, tokens in enumerate((17, 30)):
+        cache.admit(prompt, tokens, 3)
+    cache.lengths[:6] = torch.tensor([0, 3, 8, 20, 31, 39])
+    asked = randn(10, 16, 6).transpose(1, 2)[None].split([6, 2, 2], dim=1)
+    told(Step.of(cache).attend(0, *asked, Look(0.25)))
+x, y, weight = (each.requires_grad_() for each in (randn(30, 70), randn(30, 70), randn(70)))
+for found in (added_norm(x, y, weight, 1e-5)[1], gated(x, y)):
+    told(found.detach(), *torch.autograd.grad((found * randn(30, 70)).sum(), (x, y)))
+x = randn(30, 6, 16).requires_grad_()
+found = turned(x, randn(30, 16), randn(30, 16), by_head=False)
+told(found.detach(), *torch.autograd.grad((found * randn(*found.shape)).sum(), x))
+"""
+
+
+@pytest.mark.slow
+def test_kernels_that_were_just_compiled_and_kept_ones_give_the_same_bits(tmp_path):
+    """The first run on a machine compiles them: a function of its own was another one there than in all later runs."""
+    environment = {**os.environ, "TUTELAGE_CACHE": str(tmp_path)}
+    said = [
+        subprocess.run([sys.executable, "-c", ALL_KERNELS], env=environment, check=True, capture_output=True, text=True)
+        for _ in range(3)
+    ]
+    assert len(said[0].stdout.split()) == 8
+    assert said[0].stdout == said[1].stdout == said[2].stdout
 
 
 def test_threads_share_the_units_and_the_result_is_the_same():

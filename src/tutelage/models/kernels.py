@@ -167,9 +167,13 @@ def collect(weights: Any, values: Any, out: Any) -> None:
         t += 1
 
 
-@njit(fastmath=FAST, error_model="numpy")
+@njit(fastmath=FAST, error_model="numpy", inline="always")
 def softmax(x: Any) -> None:
-    """In place, over a vector."""
+    """In place, over a vector.
+
+    A part of the kernel, not a function of its own: of two copies of one, compiled apart and in its caller, the process that
+    compiles runs the first and those that find the result on the disk the second, and they rounded differently.
+    """
     highest = x[0]
     for t in range(len(x)):
         highest = max(highest, x[t])
