@@ -74,12 +74,13 @@ def test_real_feedback_shows_no_gold_number(demo_model: Path, tmp_path: Path) ->
         }
         for letter in "abcdefgh"
     ]
-    (tmp_path / "mine.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    done = run("quickstart", "--quick", "--feedback", "mine.jsonl", "--out", "out", cwd=tmp_path)
+    (tmp_path / "mine.jsonl").write_text("\n".join(map(json.dumps, [*rows, {"prompt": "b", "chosen": 3}])))
+    done = run("quickstart", "--quick", "--feedback", "mine.jsonl", "--bad-rows", "skip", "--out", "out", cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     page = (tmp_path / "out" / "report.html").read_text()
     assert "gold" not in page.lower()
     assert "8 comparisons were read from the file you named" in page
+    assert "1 of 9 rows of mine.jsonl could not be read, such as" in page
     assert "tutelage chat out/rl --compare" in page
     assert "gold" not in json.dumps(json.loads((tmp_path / "out" / "quickstart.json").read_text())["evaluation"])
     assert not (tmp_path / "out" / "answers").exists(), "answers for labelling are not sampled where feedback is given"

@@ -73,20 +73,28 @@ def _draw_columns(
     highest, of_block = fused.blocks(logits, BLOCK, temperature)
     top, rows = highest.amax(0).double(), torch.arange(len(uniforms))
     of_block = of_block.mul_(highest.double().sub_(top).div_(temperature).exp_()).t().contiguous()
-    sums = of_block.cumsum(-1)
-    target = uniforms.to(torch.float64) * sums[:, -1]
-    block = torch.searchsorted(sums, target[:, None], right=True)[:, 0]
-    block = torch.minimum(block, _last_positive(of_block))
-    before = torch.where(block > 0, sums.gather(1, (block - 1).clamp(min=0)[:, None])[:, 0], 0.0)
+    block, rest, total = _block_of(of_block, uniforms)
     tokens = block[:, None] * BLOCK + torch.arange(BLOCK)
     scores = logits[tokens.clamp(max=len(logits) - 1), rows[:, None]].double().sub_(top[:, None]).div_(temperature)
     inside = scores.exp().masked_fill_(tokens >= len(logits), 0)
     cdf = inside.cumsum(-1)
     # the kernel's sum of the block is right to 3e-7: as a share of it, the target reaches what lies within those too
-    share = ((target - before) / of_block.gather(1, block[:, None])[:, 0]).clamp(min=0)
+    share = (rest / of_block.gather(1, block[:, None])[:, 0]).clamp(min=0)
     at = torch.searchsorted(cdf, (share * cdf[:, -1])[:, None], right=True)[:, 0]
     at = torch.minimum(at, _last_positive(inside))
-    return tokens[rows, at], scores[rows, at] - sums[:, -1].log()
+    return tokens[rows, at], scores[rows, at] - total.log()
+
+
+def _block_of(
+    of_block: Float[Tensor, "R B"], uniforms: Float[Tensor, "R"]
+) -> tuple[Int[Tensor, "R"], Float[Tensor, "R"], Float[Tensor, "R"]]:
+    """Of sums over blocks the block that the CDF reaches `uniforms` in, how far inside it that is, and the sum of all."""
+    sums = of_block.cumsum(-1)
+    target = uniforms.to(torch.float64) * sums[:, -1]
+    block = torch.searchsorted(sums, target[:, None], right=True)[:, 0]
+    block = torch.minimum(block, _last_positive(of_block))
+    before = torch.where(block > 0, sums.gather(1, (block - 1).clamp(min=0)[:, None])[:, 0], 0.0)
+    return block, target - before, sums[:, -1]
 
 
 def inverse_cdf(weights: Float[Tensor, "R V"], uniforms: Float[Tensor, "R"]) -> Int[Tensor, "R"]:
@@ -105,15 +113,11 @@ def _invert(weights: Float[Tensor, "R V"], uniforms: Float[Tensor, "R"]) -> tupl
     padded = padded.view(rows, -1, BLOCK)
     # a few rows at a time: torch makes a float64 copy to sum, and a small one stays in the cache
     of_block = torch.cat([part.sum(-1, dtype=torch.float64) for part in padded.split(8)])
-    sums = of_block.cumsum(-1)
-    target = uniforms.to(torch.float64) * sums[:, -1]
-    block = torch.searchsorted(sums, target[:, None], right=True)[:, 0]
-    block = torch.minimum(block, _last_positive(of_block))
+    block, rest, total = _block_of(of_block, uniforms)
     inside = padded.gather(1, block[:, None, None].expand(-1, 1, BLOCK))[:, 0]
-    before = torch.where(block > 0, sums.gather(1, (block - 1).clamp(min=0)[:, None])[:, 0], 0.0)
     cdf = inside.to(torch.float64).cumsum(-1)
-    at = torch.searchsorted(cdf, (target - before).clamp(min=0)[:, None], right=True)[:, 0]
-    return block * BLOCK + torch.minimum(at, _last_positive(inside)), sums[:, -1]
+    at = torch.searchsorted(cdf, rest.clamp(min=0)[:, None], right=True)[:, 0]
+    return block * BLOCK + torch.minimum(at, _last_positive(inside)), total
 
 
 def _last_positive(x: Float[Tensor, "R N"]) -> Int[Tensor, "R"]:

@@ -28,6 +28,8 @@ from tutelage.training.rollouts import RolloutSource
 from tutelage.training.work import Passes
 
 HARDWARE = "hardware.json"
+PRODUCTS = {"onednn": "oneDNN", "default": "PyTorch's default library"}
+STEPS = {"numba": "compiled kernels and products", "loops": "compiled kernels", "torch": "PyTorch's operations"}
 
 
 def open_meter(task: Task, folder: Path, passes: Passes) -> Meter:
@@ -43,11 +45,7 @@ def libraries(device: torch.device) -> str:
     """What multiplies and what decodes on a CPU, as the end of a sentence; empty elsewhere."""
     if device.type != "cpu":
         return ""
-    products = {"onednn": "oneDNN", "default": "PyTorch's default library"}[gemm.in_use()]
-    decoding = {"numba": "compiled kernels and products", "loops": "compiled kernels", "torch": "PyTorch's operations"}[
-        fused.in_use()
-    ]
-    return f"; products by {products}, decoding steps by {decoding}"
+    return f"; products by {PRODUCTS[gemm.in_use()]}, decoding steps by {STEPS[fused.in_use()]}"
 
 
 def known_machine(folder: Path, dtype: torch.dtype, device: torch.device) -> Machine:
