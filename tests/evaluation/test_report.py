@@ -219,7 +219,9 @@ def test_rows_that_were_left_out_are_said_where_the_file_is_told_of(tmp_path):
 def test_learning_from_comparisons_directly_has_its_curves_too(tmp_path):
     (tmp_path / "prefer").mkdir()
     (tmp_path / "prefer" / "metrics.jsonl").write_text('{"step": 0, "loss": 0.69}\n{"step": 1, "loss": 0.6}\n')
-    assert "How it learned, step by step" in draw(tmp_path, quickstart(algorithm="dpo"))
+    html = draw(tmp_path, quickstart(algorithm="dpo"))
+    assert "How it learned, step by step" in html
+    assert "5. Learning from the comparisons" in html
     assert "How it learned, step by step" not in draw(tmp_path, quickstart(algorithm="grpo"))
 
 

@@ -39,6 +39,8 @@ class Room:
     too_long: TooLong = "truncate"
     closing: tuple[int, ...] = ()
     """Tokens behind every answer, also behind one that is cut: a scorer reads all answers at the same token."""
+    remedy: str = "raise --max-tokens or drop long rows"
+    """What the error says to do."""
 
     def __post_init__(self) -> None:
         if self.max_tokens < 2:
@@ -54,9 +56,7 @@ class Room:
             return row, "dropped"
         if space < 1 or (length > self.max_tokens and self.too_long == "error"):
             what = f"its prompt alone has {around} tokens" if space < 1 else f"it has {length} tokens"
-            raise ValueError(
-                f"{name}: {what}, allowed with the answer: {self.max_tokens}; raise --max-tokens or drop long rows"
-            )
+            raise ValueError(f"{name}: {what}, allowed with the answer: {self.max_tokens}; {self.remedy}")
         tokens, mask = row.tokens[:space], row.mask[:space]
         if not any(mask):
             return Trained(row.prompt, tokens, mask), "fully_masked"
@@ -157,10 +157,11 @@ def prompts_and_answers(groups: Sequence[AnswerGroup], chat: Chat) -> Sequences:
     return sequences([chat.prompt_tokens(group.prompt) for group in groups], prompt_of, rows)
 
 
-def check_prompts(prompts: Sequence[Prompt], chat: Chat, max_tokens: int) -> None:
-    """Raises ValueError for the first prompt that leaves no room for an answer token."""
+def check_prompts(prompts: Sequence[Prompt], chat: Chat, max_tokens: int, remedy: str = Room.remedy) -> None:
+    """Raises ValueError, which says `remedy`, for the first prompt that leaves no room for an answer token."""
+    room = Room(max_tokens, "error", remedy=remedy)
     for prompt in prompts:
-        Room(max_tokens, "error").fit(Trained(chat.prompt_tokens(prompt), [0], [True]), _name(prompt))
+        room.fit(Trained(chat.prompt_tokens(prompt), [0], [True]), _name(prompt))
 
 
 def _rows(records: Sequence[Any], encode: Callable[[Any], Trained], room: Room) -> Collated[Sequences]:

@@ -201,7 +201,7 @@ def _policy(report: Page, story: Story) -> None:
     run = "prefer" if method == "dpo" else "rl"
     started = bool(pictures or story.training.get(run))
     report.section(
-        "5. Learning from the reward",
+        f"5. Learning from the {'comparisons' if method == 'dpo' else 'reward'}",
         text if started else NOT_YET,
         page.side_by_side(*pictures),
         _learning(story, run),

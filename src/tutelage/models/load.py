@@ -192,8 +192,9 @@ def describe(model: nn.Module) -> str:
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     weights = max(model.parameters(), key=Tensor.numel)
     kind = type(unwrapped(getattr(model, "backbone", model))).__name__
+    moved = f"{trained / 1e6:,.1f} M trained" if trained else "none trained"
     return (
-        f"{kind}, {total / 1e6:,.1f} M parameters, {trained / 1e6:,.1f} M trained, "
+        f"{kind}, {total / 1e6:,.1f} M parameters, {moved}, "
         f"{str(weights.dtype).removeprefix('torch.')} on {weights.device}"
     )
 

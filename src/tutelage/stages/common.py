@@ -114,6 +114,8 @@ def load_actor(
     tokenizer.chat_template = chat.template  # what is saved asks in the form it was trained in
     wanted = "float32" if trained and adapter is None else precision(cfg.dtype, cfg.device)
     module = load_policy(cfg.model, lora=adapter, dtype=wanted, device=cfg.device, seed=cfg.seed)
+    if not trained:
+        module.requires_grad_(False)
     say(describe(module))
     policy = CausalModel(module, temperature, tokens_per_pass=tokens)
     if adapter is not None:

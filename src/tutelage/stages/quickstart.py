@@ -67,7 +67,8 @@ def main(cfg: Quickstart) -> Path:
     training, heldout = split_prompts(cfg, budget, records_of(asked))
     own = records_of(compared)
     chat = Chat.of(load_tokenizer(cfg.model, ("policy",)))  # what cannot run is told before anything is written
-    check_prompts([*training, *heldout], chat, Common.max_tokens - budget.max_new_tokens)
+    most = Common.max_tokens - budget.max_new_tokens
+    check_prompts([*training, *heldout], chat, most, "shorten it or leave it out of --prompts")
     folder = out_folder(cfg, "quickstart")  # type: ignore[arg-type]
     if folder.exists() and any(folder.iterdir()) and not cfg.resume:
         raise ValueError(f"{folder} is not empty; go on with it by --resume, or give another --out")
