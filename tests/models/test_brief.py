@@ -18,7 +18,8 @@ from transformers import (
 )
 
 from tutelage.data.batch import sequences
-from tutelage.models.brief import Product, affine, hidden_states, readout
+from tutelage.models.affine import Product, affine
+from tutelage.models.brief import hidden_states, readout
 from tutelage.models.gemm import Gemm, multiplying, rounding
 from tutelage.models.lora import LoRA, add_lora, reference_mode
 from tutelage.models.packing import backbone_of, pack, packed_hidden

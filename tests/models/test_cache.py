@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch.testing import assert_close
 
+from tutelage.models.asking import whole
 from tutelage.models.attention import Look, Span, attend_spans
 from tutelage.models.cache import KeyValues, Prefill, Room, Step
 from tutelage.models.tiny import tiny
@@ -77,7 +78,7 @@ def test_prefill_and_steps_are_attention_over_the_whole_row():
 def test_a_prompt_is_kept_once_whatever_number_of_rows_answers_it():
     store = cache(8, 4, prompts=1)
     parts = asking(store, {4: 8})
-    assert store.prompt_keys[0].shape == (1, KV, 6, WIDTH)
+    assert store.prompt_keys[0].shape == (1, KV, whole(6), WIDTH)
     assert_close(store.prompt_keys[0][0, :, :5], parts[4][1][0])
     assert not store.keys[0].any(), "a row holds what it says and nothing else"
     assert store.groups().in_order
@@ -150,4 +151,4 @@ def test_cells_that_were_never_written_hold_no_nan():
     store = cache(2, 5)
     buffers = (store.keys, store.values, store.prompt_keys, store.prompt_values)
     assert all(len(each) == 1 and not each[0].any() for each in buffers)
-    assert store.keys[0].shape == (2, KV, 5, WIDTH)
+    assert store.keys[0].shape == (2, KV, whole(5), WIDTH)

@@ -57,7 +57,7 @@ def test_a_product_is_that_of_pytorch(columns):
         for unit in (24, 72):
             around = torch.full((rows + 2, columns), 7.0)
             places = [each.data_ptr() for each in (few, many, around[1:])]
-            fused.run(fused.compiled("product_kernel").product, rows, depth, columns, *places, unit)
+            fused.run(fused.compiled("product_kernel").product, rows, depth, columns, *places, unit, 0)
             assert_close(around[1:-1], (weight @ x).float(), atol=2e-5, rtol=1e-5)
             assert (around[[0, -1]] == 7).all()
         assert_close(fused.product(few, many), around[1:-1], atol=0, rtol=0)

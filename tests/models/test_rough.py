@@ -7,7 +7,7 @@ import torch
 from torch.testing import assert_close
 
 from tutelage.data.batch import sequences
-from tutelage.models.brief import affine
+from tutelage.models.affine import affine
 from tutelage.models.logprobs import CausalModel
 from tutelage.models.lora import LoRA, add_lora
 from tutelage.models.rough import quantized, rough_affine

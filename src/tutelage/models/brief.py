@@ -6,30 +6,29 @@ float32 copy made once, and Llama-like decoders run layer by layer from here; an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
 
 import torch
 from jaxtyping import Float
-from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tutelage.models import fused
+from tutelage.models.affine import Affine, Product, affine, in_columns, together
 from tutelage.models.attention import Look
+from tutelage.models.cache import Step
 from tutelage.models.drawing import SIDE_BY_SIDE
-from tutelage.models.gemm import in_use
 from tutelage.models.label_head import exact, head_of, plain_weight
 from tutelage.models.line_forward import LLAMA_LIKE, Layout, llama_like, windowed
-from tutelage.models.lora import merged_weight
 from tutelage.models.packing import backbone_of, packed_attention
-from tutelage.models.rough import Precision, rough_affine
+from tutelage.models.rough import Precision
+from tutelage.models.stepping import Layer, Norm, Stepping
 
 MERGE_FROM = 16
 """New tokens from which on merging an adapter once is cheaper than multiplying by it at every token."""
-Affine = Callable[[Tensor], Tensor]
 AddedNorm = Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor]]
 
 
@@ -81,20 +80,33 @@ def _as_it_is(backbone: PreTrainedModel) -> Hidden:
 
 def _llama_like(backbone: PreTrainedModel, linear: Callable[[nn.Module], Affine]) -> Hidden:
     inner: Any = backbone
-    blocks = [_block(layer, number, inner, linear) for number, layer in enumerate(inner.layers)]
-    norm = root_mean_square(inner.norm)
+    blocks = [Block.of(layer, number, inner, linear) for number, layer in enumerate(inner.layers)]
+    norm, last = root_mean_square(inner.norm), norm_numbers(inner.norm)
+    layers = [block.numbers() for block in blocks] if inner.config.hidden_act == "silu" else [None]
+    whole = [layer for layer in layers if layer is not None]
+    stepping: list[Stepping] = []
 
     def forward(line: Tensor, layout: Layout) -> Tensor:
         x = inner.embed_tokens(line[0])
-        x = x.t().contiguous().t() if in_columns(x) else x
         cos, sin = (angle.squeeze(0) for angle in inner.rotary_emb(x, position_ids=line[1:]))
         turn = Turn.of(cos, sin, in_columns(x))
+        if last is not None and len(whole) == len(layers) and steps_here(x, layout):
+            if not stepping or stepping[0].rows < len(x):
+                stepping[:] = [Stepping(whole, last, len(x))]
+            return stepping[0](x, turn.cos, turn.sin, cast(Step, layout))
+        x = x.t().contiguous().t() if in_columns(x) else x
         plus = None
         for block in blocks:
             x, plus = block(x, plus, turn, layout)
         return norm(x, plus)[1]
 
     return forward
+
+
+def steps_here(x: Tensor, layout: Layout) -> bool:
+    """Whether the kernels take a whole step, of so many rows."""
+    asking = isinstance(layout, Step) and layout.asking is not None
+    return asking and fused.in_use() == "numba" and fused.fits(x) and len(x) <= fused.MOST_COLUMNS
 
 
 @dataclass(frozen=True)
@@ -127,31 +139,89 @@ class Turn:
         return turned.transpose(1, 2) if self.columns else turned.transpose(0, 1)
 
 
-def _block(
-    layer: Any, number: int, backbone: Any, linear: Callable[[nn.Module], Affine]
-) -> Callable[[Tensor, Tensor | None, Turn, Layout], tuple[Tensor, Tensor]]:
+@dataclass(frozen=True)
+class Block:
     """One layer: x + attention(norm(x)), then x + mlp(norm(x)), the last addition left to the next layer's norm."""
-    attention, mlp = layer.self_attn, layer.mlp
-    asked = together([linear(getattr(attention, f"{n}_proj")) for n in ("q", "k", "v")])
-    out, gate, up, down = linear(attention.o_proj), linear(mlp.gate_proj), linear(mlp.up_proj), linear(mlp.down_proj)
-    before, between = root_mean_square(layer.input_layernorm), root_mean_square(layer.post_attention_layernorm)
-    query_norm, key_norm = (getattr(attention, f"{n}_norm", None) for n in ("q", "k"))
-    window = backbone.config.sliding_window if windowed(backbone.config, number) else None
-    look, width = Look(attention.scaling, window), attention.head_dim
-    kv = attention.k_proj.out_features // width
 
-    def forward(x: Tensor, plus: Tensor | None, turn: Turn, layout: Layout) -> tuple[Tensor, Tensor]:
-        x, normed = before(x, plus)
-        heads = asked(normed).unflatten(1, (-1, width))
+    layer: Any
+    number: int
+    asked: Affine
+    """Queries, keys and values, side by side."""
+    out: Affine
+    gate: Affine
+    up: Affine
+    down: Affine
+    before: AddedNorm
+    between: AddedNorm
+    look: Look
+
+    @classmethod
+    def of(cls, layer: Any, number: int, backbone: Any, linear: Callable[[nn.Module], Affine]) -> Block:
+        """`linear`: the layer's linear modules as functions."""
+        attention, mlp = layer.self_attn, layer.mlp
+        asked = together([linear(getattr(attention, f"{n}_proj")) for n in ("q", "k", "v")])
+        out, gate, up, down = (linear(x) for x in (attention.o_proj, mlp.gate_proj, mlp.up_proj, mlp.down_proj))
+        before, between = root_mean_square(layer.input_layernorm), root_mean_square(layer.post_attention_layernorm)
+        window = backbone.config.sliding_window if windowed(backbone.config, number) else None
+        look = Look(attention.scaling, window)
+        return cls(layer, number, asked, out, gate, up, down, before, between, look)
+
+    @property
+    def width(self) -> int:
+        """Numbers of a head."""
+        width: int = self.layer.self_attn.head_dim
+        return width
+
+    @property
+    def kv(self) -> int:
+        """Heads of keys."""
+        return self.layer.self_attn.k_proj.out_features // self.width
+
+    def __call__(self, x: Tensor, plus: Tensor | None, turn: Turn, layout: Layout) -> tuple[Tensor, Tensor]:
+        """What the layer leaves, and what is still to be added to it."""
+        attention, kv = self.layer.self_attn, self.kv
+        query_norm, key_norm = (getattr(attention, f"{n}_norm", None) for n in ("q", "k"))
+        x, normed = self.before(x, plus)
+        heads = self.asked(normed).unflatten(1, (-1, self.width))
         both, value = heads[:, :-kv], heads[:, -kv:]
         if query_norm is not None and key_norm is not None:
             both = torch.cat([query_norm(both[:, :-kv]), key_norm(both[:, -kv:])], dim=1)
         turned = turn(both)[None]
-        seen = layout.attend(number, turned[:, :-kv], turned[:, -kv:], value.transpose(0, 1)[None], look)
-        x, normed = between(x, out(seen.reshape(len(x), -1)))
-        return x, down(mlp.act_fn(gate(normed)).mul_(up(normed)))
+        seen = layout.attend(self.number, turned[:, :-kv], turned[:, -kv:], value.transpose(0, 1)[None], self.look)
+        x, normed = self.between(x, self.out(seen.reshape(len(x), -1)))
+        return x, self.down(self.layer.mlp.act_fn(self.gate(normed)).mul_(self.up(normed)))
 
-    return forward
+    def numbers(self) -> Layer | None:
+        """What kernels need to know of it, where they can do all of it."""
+        layer, attention = self.layer, self.layer.self_attn
+        products = self.asked, self.out, self.gate, self.up, self.down
+        weights = [part.weight for part in products if isinstance(part, Product) and part.weight.is_contiguous()]
+        biased = [part for part in products[1:] if isinstance(part, Product) and part.bias is not None]
+        inner = [getattr(attention, f"{n}_norm", None) for n in ("q", "k")]
+        norms = [norm_numbers(each) for each in (layer.input_layernorm, layer.post_attention_layernorm)]
+        of_query, of_key = (None if each is None else norm_numbers(each) for each in inner)
+        strange = [
+            each for each, norm in zip((of_query, of_key), inner, strict=True) if norm is not None and each is None
+        ]
+        if len(weights) < len(products) or biased or strange or None in norms or weights[0].device.type != "cpu":
+            return None
+        asked, out, gate, up, down = weights
+        before, between = norms
+        assert before is not None
+        assert between is not None
+        assert isinstance(self.asked, Product)
+        heads = len(asked) // self.width - 2 * self.kv
+        projections = (asked, self.asked.bias), out, gate, up, down
+        scale, window = self.look.scaling or self.width**-0.5, self.look.window
+        return Layer((before, between), (of_query, of_key), projections, scale, window, (heads, self.kv, self.width))
+
+
+def norm_numbers(norm: Any) -> Norm | None:
+    """A transformers' root-mean-square norm in float32 on a CPU, for the kernels."""
+    weight = getattr(norm, "weight", None)
+    if isinstance(norm, nn.RMSNorm) or weight is None or weight.dtype != torch.float32 or weight.device.type != "cpu":
+        return None
+    return Norm(weight, norm.variance_epsilon)
 
 
 def root_mean_square(norm: Any) -> AddedNorm:
@@ -171,62 +241,3 @@ def root_mean_square(norm: Any) -> AddedNorm:
         return x, (x * weight).mul_(torch.mm(x * x, average).add_(norm.variance_epsilon).rsqrt_())
 
     return forward
-
-
-def together(parts: Sequence[Affine]) -> Affine:
-    """Several linear layers of one input, their outputs side by side; in columns as one product, whose weights are copied.
-
-    Few outputs are multiplied slowly: one product of 960 takes 0.85 of the time of 576, 192 and 192.
-    """
-    products = [part for part in parts if isinstance(part, Product)]
-    biased = [part.bias is not None for part in products]
-    like = parts[0].weight[:0] if isinstance(parts[0], Product) else None
-    if like is None or len(products) < len(parts) or any(biased) != all(biased) or not in_columns(like):
-        return lambda x: torch.cat([part(x) for part in parts], dim=1)
-    bias = torch.cat([part.bias for part in products if part.bias is not None]) if all(biased) else None
-    return Product(torch.cat([part.weight for part in products]), bias)
-
-
-def affine(layer: nn.Module, merge: bool, precision: Precision = "exact") -> Affine:
-    """A linear layer as a function of its input; with `merge`, float32 (or wider) weights with the active adapters added in.
-
-    In fewer bits the adapters are always added in, in float32, before anything is rounded.
-    """
-    adapted = isinstance(layer, LoraLayer)
-    base = cast(nn.Linear, cast(Any, layer).base_layer if adapted else layer)
-    on = isinstance(layer, LoraLayer) and not layer.disable_adapters and not layer.merged and layer.active_adapters
-    if precision != "exact":
-        weight = merged_weight(cast(LoraLayer, layer)) if on else base.weight
-        return rough_affine(weight.float(), base.bias, precision)
-    if not on:
-        return base if base.weight.dtype != torch.float32 else Product(base.weight, base.bias)
-    if not merge or base.weight.dtype not in (torch.float32, torch.float64):
-        return layer  # summed in bfloat16 a small adapter would be rounded away
-    return Product(merged_weight(cast(LoraLayer, layer)), base.bias)
-
-
-@dataclass(frozen=True)
-class Product:
-    """x W^T + b; multiplied as W x^T where that is faster, and then one token's numbers stand a column apart."""
-
-    weight: Float[Tensor, "O I"]
-    bias: Float[Tensor, "O"] | None
-
-    def __call__(self, x: Float[Tensor, "N I"]) -> Float[Tensor, "N O"]:
-        """In columns where they are."""
-        if not in_columns(x):
-            return nn.functional.linear(x, self.weight, self.bias)
-        if fused.multiplies(self.weight, x.t()):
-            out = fused.product(self.weight, x.t())
-            return (out if self.bias is None else out.add_(self.bias[:, None])).t()
-        if self.bias is None:
-            return torch.mm(self.weight, x.t()).t()
-        return torch.addmm(self.bias[:, None], self.weight, x.t()).t()
-
-
-def in_columns(x: Tensor) -> bool:
-    """Whether few rows are multiplied faster as W x^T: with oneDNN, 1.2 to 1.5 times at 64 rows; with MKL it is no gain.
-
-    The weights are read as they lie; x W^T would read them transposed. The compiled kernels want columns too.
-    """
-    return fused.fits(x) or (x.device.type == "cpu" and x.dtype == torch.float32 and in_use() == "onednn")

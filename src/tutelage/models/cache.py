@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import PretrainedConfig
 
 from tutelage.models import fused
+from tutelage.models.asking import Asking, whole
 from tutelage.models.attention import Look, Span, attend_spans
 from tutelage.models.gemm import multiplying
 from tutelage.models.row_groups import Groups
@@ -58,7 +59,7 @@ class KeyValues:
             # zeros, not empty: a hidden cell has weight 0, and 0 times whatever NaN lay in memory is NaN
             return [like.new_zeros(count, heads, tokens, width) for _ in range(config.num_hidden_layers)]
 
-        own, asked = (room.rows, room.tokens), (room.prompts, room.prompt_tokens)
+        own, asked = (room.rows, whole(room.tokens)), (room.prompts, whole(room.prompt_tokens))
         said, read = (torch.zeros(count, dtype=torch.long, device=like.device) for count in (room.rows, room.prompts))
         return cls(buffers(*own), buffers(*own), buffers(*asked), buffers(*asked), said, read)
 
@@ -144,7 +145,7 @@ class Step:
     width: int
     cells: Int[Tensor, "R*K"] | int = field(repr=False)
     """Where the new keys go in the cache, seen as one list of cells; one number where every row has said as much."""
-    asking: fused.Asking | None = None
+    asking: Asking | None = None
     """The same for the compiled kernel, where it runs."""
     _masks: dict[tuple[int | None, torch.dtype], Tensor] = field(default_factory=dict, repr=False)
 
@@ -161,7 +162,7 @@ class Step:
         most, at = int(asked.max()), asked[groups.slots] + said
         asking = None
         if fused.fits(cache.keys[0]):
-            asking = fused.Asking.of(cache.held, groups.slots, said, asked, most + longest + 1)
+            asking = Asking.of(cache.held, groups.slots, said, asked, most + longest + 1)
         return cls(cache, at, said, groups, most, longest + 1, cells, asking)
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, look: Look) -> Tensor:

@@ -9,9 +9,8 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
@@ -20,7 +19,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from tutelage.models.builtin import cache_directory
@@ -34,9 +33,15 @@ MOST_COLUMNS = 512
 TURNS, MOST_UNITS = 4, 4
 """A thread takes rows at least so many times, where there are enough: one that is slowed down then takes fewer. Many rows at
 once are 3 to 5 % faster (docs/log.md, 2026-11-22)."""
-MODULES = ("kernels", "product_kernel", "draw_kernel", "training_kernels")
-FAR = 1 << 40
-"""A window that hides nothing."""
+MODULES = (
+    "kernels",
+    "vectors",
+    "attention_instructions",
+    "attention_kernel",
+    "product_kernel",
+    "draw_kernel",
+    "training_kernels",
+)
 _chosen: list[Kernels] = ["torch"]
 
 
@@ -115,17 +120,23 @@ def multiplies(weight: Float[Tensor, "N K"], x: Float[Tensor, "K C"]) -> bool:
 def product(weight: Float[Tensor, "N K"], x: Float[Tensor, "K C"]) -> Float[Tensor, "N C"]:
     """W x."""
     (rows, depth), columns = weight.shape, x.shape[1]
-    out, kernel = x.new_empty(rows, columns), compiled("product_kernel")
-    unit = kernel.UNIT * max(1, min(MOST_UNITS, rows // (kernel.UNIT * TURNS * torch.get_num_threads())))
-    run(kernel.product, rows, depth, columns, address(weight), address(x), address(out), unit)
+    out = x.new_empty(rows, columns)
+    places = address(weight), address(x), address(out)
+    run(compiled("product_kernel").product, rows, depth, columns, *places, unit_of(rows), 0)
     return out
+
+
+def unit_of(rows: int) -> int:
+    """How many of a product's rows a thread takes at once."""
+    unit: int = compiled("product_kernel").UNIT
+    return unit * max(1, min(MOST_UNITS, rows // (unit * TURNS * torch.get_num_threads())))
 
 
 def norm(x: Float[Tensor, "N D"], weight: Float[Tensor, "D"], eps: float, plus: Float[Tensor, "N D"] | None) -> Tensor:
     """x += plus, in place; x weight / sqrt(mean(x^2) + eps). All of them stand in columns, D numbers a token."""
     out = torch.empty_like(x.t())
     added = 0 if plus is None else address(plus.t())
-    run(compiled().norm, len(out), out.shape[1], bits(eps), address(x.t()), address(out), address(weight), added)
+    run(compiled().norm, len(out), out.shape[1], bits(eps), address(x.t()), address(out), address(weight), added, 1)
     return out.t()
 
 
@@ -145,48 +156,6 @@ def blocks(
     numbers = size, vocabulary, rows, bits(temperature), address(logits), address(highest), address(total)
     run(compiled("draw_kernel").blocks, *numbers)
     return highest, total
-
-
-@dataclass(frozen=True)
-class Asking:
-    """The rows of a step as the attention kernel takes them: a few rows of one prompt at a time. R rows, P prompts."""
-
-    slots: Int[Tensor, "R"]
-    said: Int[Tensor, "R"]
-    asked: Int[Tensor, "P"]
-    """Tokens of each prompt."""
-    cells: int
-    """The most that a row sees."""
-    order: np.ndarray[Any, Any] = field(repr=False)
-    bounds: np.ndarray[Any, Any] = field(repr=False)
-
-    @classmethod
-    def of(cls, held: Sequence[int], slots: Tensor, said: Tensor, asked: Tensor, cells: int) -> Asking:
-        """`held`: the prompt of each row."""
-        order = sorted(range(len(held)), key=lambda row: held[row])
-        most, bounds = compiled().ROWS, []
-        for at, row in enumerate(order):
-            if at == 0 or held[row] != held[order[at - 1]] or at - bounds[-1][0] == most:
-                bounds.append([at, at])
-            bounds[-1][1] = at + 1
-        return cls(slots, said, asked.contiguous(), cells, np.array(order), np.array(bounds))
-
-    def attend(
-        self,
-        fresh: tuple[Float[Tensor, "H R W"], Float[Tensor, "K R W"], Float[Tensor, "K R W"]],
-        buffers: Sequence[Float[Tensor, "n K t W"]],
-        scale: float,
-        window: int | None,
-    ) -> Float[Tensor, "R H W"]:
-        """New keys and values are written into the rows' own `buffers` (`cache.BUFFERS`), then each looks at prompt and self."""
-        query, key, value = (x.transpose(1, 2).contiguous() for x in fresh)
-        (heads, width, rows), kv = query.shape, len(key)
-        out = query.new_empty(heads, width, rows)
-        sizes = len(self.bounds), kv, rows, window or FAR, buffers[0].shape[2], buffers[2].shape[2], self.cells
-        tables = self.bounds.ctypes.data, self.order.ctypes.data
-        tensors = self.slots, self.said, self.asked, query, key, value, *buffers, out
-        run(_attend(width, heads // kv), *sizes, bits(scale), *tables, *map(address, tensors))
-        return out.permute(2, 0, 1)
 
 
 def run(kernel: Any, *numbers: int) -> None:
@@ -218,12 +187,12 @@ def _pool() -> Any:
 @cache
 def compiled(module: str = "kernels") -> Any:
     """One of the modules of kernels; the first use on a machine compiles it, and keeps it for the next."""
-    with _kept():
+    with kept():
         return import_module(f"tutelage.models.{module}")
 
 
 @contextmanager
-def _kept() -> Iterator[None]:
+def kept() -> Iterator[None]:
     """What numba compiles inside is kept on disk for just these sources: it watches a function's own file alone."""
     config: Any = import_module("numba.core.config")
 
@@ -234,10 +203,3 @@ def _kept() -> Iterator[None]:
         yield
     finally:
         config.CACHE_DIR = before
-
-
-@cache
-def _attend(width: int, folded: int) -> Any:
-    kernels = compiled()
-    with _kept():
-        return kernels.attend_of(width, folded)

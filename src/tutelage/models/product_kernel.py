@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
-from numba import cfunc, njit, types
+from numba import carray, cfunc, njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from tutelage.models.kernels import SIGNATURE, take
+from tutelage.models.kernels import FAST, ONE, SIGNATURE, exp, floats, take
+from tutelage.models.vectors import Vectors, long
 
 LANES = 16
 """float32 numbers of a vector: 512 bits, as AVX-512 has. Where vectors are shorter PyTorch's product is faster, which `fused` measures."""
@@ -25,91 +25,50 @@ UNIT = 24
 AT_ONCE = 2
 """Steps down the depth that are written out in a row."""
 I64 = np.int64
-FLOAT, LONG, INT, BIT = ir.FloatType(), ir.IntType(64), ir.IntType(32), ir.IntType(1)
-VECTOR, MASK = ir.VectorType(FLOAT, LANES), ir.VectorType(BIT, LANES)
-NOTHING = ir.Constant(VECTOR, [0.0] * LANES)
-CONTRACT = ("contract",)
-"""A product and a sum are one instruction."""
 
 
-class Tile:
+class Tile(Vectors):
     """The instructions for `rows` rows of W times the first columns of x, of which the last vector has `left`."""
 
     def __init__(self, builder: Any, size: tuple[int, int], addresses: Sequence[Any], left: Any) -> None:
-        self.builder, (self.rows, self.vectors) = builder, size
+        super().__init__(builder, LANES)
+        self.rows, self.count = size
         self.weight, self.x, self.out, depth, count = addresses
-        self.deep, self.wide = (builder.mul(n, _long(4)) for n in (depth, count))  # bytes from row to row
-        lanes = ir.Constant(ir.VectorType(INT, LANES), list(range(LANES)))
-        self.mask = builder.icmp_signed("<", lanes, self._spread(builder.trunc(left, INT), INT))
-        self.sums = [[cgutils.alloca_once_value(builder, NOTHING) for _ in range(size[1])] for _ in range(size[0])]
+        self.deep, self.wide = (builder.mul(n, long(4)) for n in (depth, count))  # bytes from row to row
+        self.mask = self.first(left)
+        self.sums = [[self.variable(self.nothing) for _ in range(size[1])] for _ in range(size[0])]
 
-    def multiply(self, depth: Any) -> None:
+    def sum_up(self, depth: Any) -> None:
         """All of the sums, over the depth, and their way into memory."""
         builder = self.builder
-        even = builder.mul(builder.sdiv(depth, _long(AT_ONCE)), _long(AT_ONCE))
-        with cgutils.for_range_slice(builder, _long(0), even, _long(AT_ONCE), inc=True) as (k, _):
+        even = builder.mul(builder.sdiv(depth, long(AT_ONCE)), long(AT_ONCE))
+        with cgutils.for_range_slice(builder, long(0), even, long(AT_ONCE), inc=True) as (k, _):
             for further in range(AT_ONCE):
-                self._add(builder.add(k, _long(further)))
-        with cgutils.for_range_slice(builder, even, depth, _long(1), inc=True) as (k, _):
+                self._add(builder.add(k, long(further)))
+        with cgutils.for_range_slice(builder, even, depth, long(1), inc=True) as (k, _):
             self._add(k)
         for row, sums in enumerate(self.sums):
-            start = builder.add(self.out, builder.mul(self.wide, _long(row)))
+            start = builder.add(self.out, builder.mul(self.wide, long(row)))
             for vector, place in enumerate(sums):
-                self._write(builder.load(place), start, vector)
+                self.write(builder.load(place), *self._cell(start, vector))
 
     def _add(self, k: Any) -> None:
         """sums[row, columns] += W[row, k] x[k, columns]."""
         builder = self.builder
-        if self.rows > 1:
-            self._ask_for(builder.add(self.weight, builder.mul(self.deep, _long(self.rows))), k)
+        if self.rows > 1:  # of the next tile's weights the part that k is of this one's: they lie in a row
+            following = builder.add(self.weight, builder.mul(self.deep, long(self.rows)))
+            self.ask_for(builder.add(following, builder.mul(k, long(4 * self.rows))))
         start = builder.add(self.x, builder.mul(k, self.wide))
-        columns = [self._read(start, vector) for vector in range(self.vectors)]
+        columns = [self.read(*self._cell(start, vector)) for vector in range(self.count)]
         for row, sums in enumerate(self.sums):
-            cell = builder.add(self.weight, builder.add(builder.mul(self.deep, _long(row)), builder.mul(k, _long(4))))
-            weight = self._spread(builder.load(builder.inttoptr(cell, FLOAT.as_pointer()), align=4), FLOAT)
+            cell = builder.add(self.weight, builder.add(builder.mul(self.deep, long(row)), builder.mul(k, long(4))))
+            weight = self.spread(self.number(cell))
             for place, x in zip(sums, columns, strict=True):
-                product = builder.fmul(weight, x, flags=CONTRACT)
-                builder.store(builder.fadd(builder.load(place), product, flags=CONTRACT), place)
+                builder.store(self.multiply_add(weight, x, builder.load(place)), place)
 
-    def _ask_for(self, following: Any, k: Any) -> None:
-        """The part of the next tile's weights that k is of this one's: they lie in a row, `rows` numbers for each k."""
-        place = ir.IntType(8).as_pointer()
-        ahead = self._function(ir.VoidType(), [place, INT, INT, INT], "llvm.prefetch.p0")
-        at = self.builder.add(following, self.builder.mul(k, _long(4 * self.rows)))
-        read, keep, data = (ir.Constant(INT, each) for each in (0, 3, 1))
-        self.builder.call(ahead, [self.builder.inttoptr(at, place), read, keep, data])
-
-    def _read(self, start: Any, vector: int) -> Any:
-        place = self._place(start, vector)
-        if vector < self.vectors - 1:
-            return self.builder.load(place, align=4)
-        load = self._function(VECTOR, [place.type, INT, MASK, VECTOR], f"llvm.masked.load.v{LANES}f32.p0")
-        return self.builder.call(load, [place, ir.Constant(INT, 4), self.mask, NOTHING])
-
-    def _write(self, value: Any, start: Any, vector: int) -> None:
-        place = self._place(start, vector)
-        if vector < self.vectors - 1:
-            self.builder.store(value, place, align=4)
-            return
-        kinds = [VECTOR, place.type, INT, MASK]
-        store = self._function(ir.VoidType(), kinds, f"llvm.masked.store.v{LANES}f32.p0")
-        self.builder.call(store, [value, place, ir.Constant(INT, 4), self.mask])
-
-    def _place(self, start: Any, vector: int) -> Any:
-        return self.builder.inttoptr(self.builder.add(start, _long(4 * LANES * vector)), VECTOR.as_pointer())
-
-    def _spread(self, value: Any, kind: Any) -> Any:
-        """A vector of nothing but this value."""
-        nothing = ir.Constant(ir.VectorType(kind, LANES), ir.Undefined)
-        first = self.builder.insert_element(nothing, value, ir.Constant(INT, 0))
-        return self.builder.shuffle_vector(first, nothing, ir.Constant(ir.VectorType(INT, LANES), [0] * LANES))
-
-    def _function(self, result: Any, kinds: list[Any], name: str) -> Any:
-        return cgutils.get_or_insert_function(self.builder.module, ir.FunctionType(result, kinds), name)
-
-
-def _long(value: int) -> Any:
-    return ir.Constant(LONG, value)
+    def _cell(self, start: Any, vector: int) -> tuple[Any, Any]:
+        """The address of a row's vector of columns, and the mask of the last one."""
+        return self.builder.add(start, long(4 * LANES * vector)), self.mask if vector == self.count - 1 else None
 
 
 def tile(rows: int, vectors: int) -> Any:
@@ -119,8 +78,8 @@ def tile(rows: int, vectors: int) -> Any:
     def run(_context: Any, _places: Any) -> Any:
         def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
             *addresses, left = cgutils.unpack_tuple(builder, arguments[0], 6)
-            Tile(builder, (rows, vectors), addresses, left).multiply(addresses[3])
-            return _long(0)
+            Tile(builder, (rows, vectors), addresses, left).sum_up(addresses[3])
+            return long(0)
 
         return types.int64(types.UniTuple(types.int64, 6)), generate
 
@@ -150,26 +109,56 @@ strip1, strip2, strip3, strip4 = strip(12, 1), strip(12, 2), strip(8, 3), strip(
 """12 to 24 sums and the vectors that are multiplied fit in 32 registers."""
 
 
+@njit(inline="always")
+def strips(weight: Any, x: Any, out: Any, numbers: Any) -> None:
+    """Rows [start, end) of out = W x, a few vectors of columns at a time."""
+    start, end, depth, count = numbers
+    column = I64(0)
+    while column < count:
+        vectors = (count - column + LANES - 1) // LANES
+        if vectors > 4:
+            vectors = 3 if vectors == 5 else 4
+        size = min(count - column, vectors * LANES)
+        here, there, sizes = x + 4 * column, out + 4 * column, (start, depth, count, size - (vectors - 1) * LANES)
+        if vectors == 4:
+            strip4(weight, here, there, end, sizes)
+        elif vectors == 3:
+            strip3(weight, here, there, end, sizes)
+        elif vectors == 2:
+            strip2(weight, here, there, end, sizes)
+        else:
+            strip1(weight, here, there, end, sizes)
+        column += size
+
+
 @cfunc(SIGNATURE, cache=True)
 def product(a: Any) -> None:
-    """out [N, C] = W [N, K] x [K, C]."""
+    """out [N, C] = W [N, K] x [K, C] + bias [N], where there is one."""
     rows, depth, count, unit = a[1], a[2], a[3], a[7]
     start = take(a) * unit
     while start < rows:
-        end, column = min(start + unit, rows), I64(0)
-        while column < count:
-            vectors = (count - column + LANES - 1) // LANES
-            if vectors > 4:
-                vectors = 3 if vectors == 5 else 4
-            size = min(count - column, vectors * LANES)
-            x, out, sizes = a[5] + 4 * column, a[6] + 4 * column, (start, depth, count, size - (vectors - 1) * LANES)
-            if vectors == 4:
-                strip4(a[4], x, out, end, sizes)
-            elif vectors == 3:
-                strip3(a[4], x, out, end, sizes)
-            elif vectors == 2:
-                strip2(a[4], x, out, end, sizes)
-            else:
-                strip1(a[4], x, out, end, sizes)
-            column += size
+        end = min(start + unit, rows)
+        strips(a[4], a[5], a[6], (start, end, depth, count))
+        if a[8] != 0:
+            bias, out = carray(floats(a[8]), (rows,)), carray(floats(a[6]), (rows, count))
+            for row in range(start, end):
+                for n in range(count):
+                    out[row, n] += bias[row]
+        start = take(a) * unit
+
+
+@cfunc(SIGNATURE, cache=True, fastmath=FAST, error_model="numpy")
+def gated(a: Any) -> None:
+    """out [N, C] = g sigmoid(g) u, of g = W x and u = V x, which goes into `beside` first."""
+    rows, depth, count, unit = a[1], a[2], a[3], a[9]
+    out, beside = carray(floats(a[7]), (rows, count)), carray(floats(a[8]), (rows, count))
+    start = take(a) * unit
+    while start < rows:
+        end = min(start + unit, rows)
+        strips(a[4], a[6], a[7], (start, end, depth, count))
+        strips(a[5], a[6], a[8], (start, end, depth, count))
+        for row in range(start, end):
+            for n in range(count):
+                x = out[row, n]
+                out[row, n] = x / (ONE + exp(-x)) * beside[row, n]
         start = take(a) * unit
