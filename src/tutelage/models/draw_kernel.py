@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numba import carray, cfunc, types
 
-from tutelage.models.kernels import F32, FAST, I64, ONE, SIGNATURE, ZERO, at_address, exp, float64, floats, take
+from tutelage.models.kernels import F32, FAST, I64, ONE, SIGNATURE, ZERO, at_address, exp, float64, floats, take, wide
 
 COLUMNS = 64
 """Rows of answers that are summed side by side."""
@@ -26,6 +26,7 @@ doubles = at_address(types.float64)
 @cfunc(SIGNATURE, cache=True, fastmath=FAST, error_model="numpy")
 def blocks(a: Any) -> None:
     """logits [V, C], block b: highest [B, C] of its tokens and total [B, C] = the sum of exp((logit - highest) / temperature)."""
+    wide()
     size, vocabulary, count, per_degree = a[1], a[2], a[3], ONE / F32(float64(a[4]))
     number = (vocabulary + size - 1) // size
     highest, total = carray(floats(a[6]), (number, count)), carray(doubles(a[7]), (number, count))

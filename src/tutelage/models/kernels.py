@@ -59,6 +59,21 @@ def next_unit(_context: Any, counter: Any) -> Any:
 take: Any = intrinsic(next_unit)
 
 
+def _widened(_context: Any) -> Any:
+    """Vectors of 512 bits in the kernel that says so: LLVM takes half of that for Intel's processors, where one instruction
+    would slow down a whole core's clock; a kernel is nothing but such instructions."""
+
+    def generate(_context: Any, builder: Any, _signature: Any, _arguments: Any) -> Any:
+        # an attribute of a function with a value, which the set of llvmlite does not know by name
+        set.add(builder.function.attributes, '"prefer-vector-width"="512"')
+        return ir.Constant(ir.IntType(64), 0)
+
+    return types.int64(), generate
+
+
+wide: Any = intrinsic(_widened)
+
+
 def from_bits(bits: Any, kind: Any, code: Any) -> Any:
     """The number that these bits are."""
 
@@ -86,6 +101,7 @@ def exp(x: Any) -> Any:
 @cfunc(SIGNATURE, cache=True, fastmath=FAST, error_model="numpy")
 def norm(a: Any) -> None:
     """x [heads, D, N] += plus, where there is one; out = x weight / sqrt(mean of x^2 over D + eps)."""
+    wide()
     depth, count, eps, heads = a[1], a[2], F32(float64(a[3])), a[8]
     weight, squares = carray(floats(a[6]), (depth,)), np.empty(BLOCK, dtype=F32)
     parts = (count + BLOCK - 1) // BLOCK
@@ -114,6 +130,7 @@ def norm(a: Any) -> None:
 @cfunc(SIGNATURE, cache=True, fastmath=FAST, error_model="numpy")
 def turn(a: Any) -> None:
     """x [H W, N]: each head's pairs (i, i + W/2) turned by the angles whose cos and signed sin are [W, N]."""
+    wide()
     heads, half, count = a[1], a[2], a[3]
     x = carray(floats(a[4]), (heads, 2 * half, count))
     cos, sin = carray(floats(a[5]), (2 * half, count)), carray(floats(a[6]), (2 * half, count))

@@ -15,7 +15,7 @@ from numba import carray, cfunc, njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from tutelage.models.kernels import FAST, ONE, SIGNATURE, exp, floats, take
+from tutelage.models.kernels import FAST, ONE, SIGNATURE, exp, floats, take, wide
 from tutelage.models.vectors import Vectors, long
 
 LANES = 16
@@ -150,15 +150,15 @@ def product(a: Any) -> None:
 @cfunc(SIGNATURE, cache=True, fastmath=FAST, error_model="numpy")
 def gated(a: Any) -> None:
     """out [N, C] = g sigmoid(g) u, of g = W x and u = V x, which goes into `beside` first."""
+    wide()
     rows, depth, count, unit = a[1], a[2], a[3], a[9]
-    out, beside = carray(floats(a[7]), (rows, count)), carray(floats(a[8]), (rows, count))
     start = take(a) * unit
     while start < rows:
         end = min(start + unit, rows)
         strips(a[4], a[6], a[7], (start, end, depth, count))
         strips(a[5], a[6], a[8], (start, end, depth, count))
-        for row in range(start, end):
-            for n in range(count):
-                x = out[row, n]
-                out[row, n] = x / (ONE + exp(-x)) * beside[row, n]
+        cells, there = (end - start) * count, 4 * start * count
+        out, beside = carray(floats(a[7] + there), (cells,)), carray(floats(a[8] + there), (cells,))
+        for n in range(cells):
+            out[n] = out[n] / (ONE + exp(-out[n])) * beside[n]
         start = take(a) * unit

@@ -208,12 +208,9 @@ def _draw(rows: list[_Row], logits: Float[Tensor, "R V"], decoding: Decoding) ->
 def _keep(rows: list[_Row], cache: KeyValues) -> list[_Row]:
     """Drop ended rows; the last active ones move into their places, as they do in the cache."""
     rows = list(rows)
-    at = 0
-    while at < len(rows):
-        if not rows[at].ended:
-            at += 1
-            continue
-        cache.leave(at)
-        rows[at] = rows[-1]
-        rows.pop()
+    for at in reversed(range(len(rows))):
+        if rows[at].ended:  # all behind it go on, so that few have to move
+            cache.leave(at)
+            rows[at] = rows[-1]
+            rows.pop()
     return rows

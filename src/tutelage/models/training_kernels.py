@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numba import carray, cfunc
 
-from tutelage.models.kernels import F32, FAST, I64, ONE, SIGNATURE, ZERO, exp, float64, floats, take
+from tutelage.models.kernels import F32, FAST, I64, ONE, SIGNATURE, ZERO, exp, float64, floats, take, wide
 
 ROWS = 16
 """Tokens that a thread takes at once."""
@@ -21,6 +21,7 @@ CELLS = 8192
 @cfunc(SIGNATURE, cache=True, fastmath=FAST, error_model="numpy")
 def norm(a: Any) -> None:
     """total [N, D] = x + plus, where there is one; root [N] = 1 / sqrt(mean of total^2 + eps); out = total root weight."""
+    wide()
     depth, count, eps = a[1], a[2], F32(float64(a[3]))
     weight, root = carray(floats(a[8]), (depth,)), carray(floats(a[9]), (count,))
     start = take(a) * ROWS
@@ -48,6 +49,7 @@ def norm_backward(a: Any) -> None:
 
     `beside` is the gradient of the total; there may be none, and no into_weight.
     """
+    wide()
     depth, count = a[1], a[2]
     weight, root = carray(floats(a[5]), (depth,)), carray(floats(a[6]), (count,))
     unit = take(a)
@@ -82,6 +84,7 @@ def turn(a: Any) -> None:
     x and out have strides of their own from token to token and from head to head. The sines are taken times a factor:
     -1 turns back.
     """
+    wide()
     count, heads, half, factor = a[1], a[2], a[3], F32(float64(a[4]))
     start = take(a) * ROWS
     while start < count:
@@ -101,6 +104,7 @@ def turn(a: Any) -> None:
 @cfunc(SIGNATURE, cache=True, fastmath=FAST, error_model="numpy")
 def gate(a: Any) -> None:
     """out = x sigmoid(x) y."""
+    wide()
     count, start = a[1], take(a) * CELLS
     while start < count:
         size: Any = min(I64(CELLS), count - start)
@@ -115,6 +119,7 @@ def gate(a: Any) -> None:
 @cfunc(SIGNATURE, cache=True, fastmath=FAST, error_model="numpy")
 def gate_backward(a: Any) -> None:
     """into_x = g y s (1 + x (1 - s)) and into_y = g x s, where s = sigmoid(x)."""
+    wide()
     count, start = a[1], take(a) * CELLS
     while start < count:
         size: Any = min(I64(CELLS), count - start)
