@@ -44,6 +44,25 @@ def quickstart(axes: Any) -> None:
     axes.set(xlabel="steps of GRPO", ylabel="preferred to the reference", ylim=(0.4, 1))
 
 
+def recipes(axes: Any) -> None:
+    """Right sums while GRPO trains on others, and in the exams before and after it, of each seed."""
+    runs = json.loads((ROOT / "benchmarks" / "results" / "sums.json").read_text())["runs"]
+    for number, run in enumerate(runs):
+        steps, right = zip(*run["curve"], strict=True)
+        line = axes.plot(steps, smoothed(right), linewidth=1, label=f"seed {run['command'].split()[-1]}")[0]
+        for place, exam in ((-2, "after SFT"), (len(steps) + 1, "after GRPO")):
+            score, at = run["exams"][exam], place + number - 1
+            reach = [[score["estimate"] - score["low"]], [score["high"] - score["estimate"]]]
+            axes.errorbar(at, score["estimate"], yerr=reach, fmt="o", markersize=3, color=line.get_color())
+    axes.set(xlabel="steps of GRPO (lines: mean of five steps; dots: exams)", ylabel="right sums", ylim=(0, 1))
+
+
+def smoothed(values: Sequence[float], window: int = 5) -> list[float]:
+    """Of each value the mean with those before it, `window` at most."""
+    parts = [values[max(0, at + 1 - window) : at + 1] for at in range(len(values))]
+    return [sum(part) / len(part) for part in parts]
+
+
 def rewards(axes: Any) -> None:
     """What the two rules of length say of an answer of so many words."""
     for label, (x, y) in rule_curves().items():
@@ -117,6 +136,7 @@ def agreement() -> dict[str, float]:
 
 FIGURES: dict[str, Callable[[Any], None]] = {
     "quickstart": quickstart,
+    "recipes": recipes,
     "rewards": rewards,
     "chat": chat,
     "data": data,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 import figures
+import sums
 from tutelage.statistics import wilson
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -51,5 +53,37 @@ def test_a_drawing_says_what_its_axes_are(tmp_path: Path) -> None:
 
 
 def test_an_unknown_figure_is_refused_by_name() -> None:
-    with pytest.raises(SystemExit, match=r"no such figure: rewrds; there are: quickstart, rewards"):
+    with pytest.raises(SystemExit, match=r"no such figure: rewrds; there are: quickstart, recipes, rewards"):
         figures.main(["rewrds"])
+
+
+def test_a_line_is_the_mean_of_the_last_steps():
+    assert figures.smoothed([1.0, 0.0, 0.5, 1.0], window=2) == [1.0, 0.5, 0.25, 0.75]
+
+
+def test_sums_are_learnt_in_every_seed():
+    """The number that the recipe asks for itself, and those that its page tells."""
+    runs = json.loads((figures.ROOT / "benchmarks" / "results" / "sums.json").read_text())["runs"]
+    page = (figures.ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
+    assert [run["command"].split()[-1] for run in runs] == ["0", "1", "2"]
+    for run in runs:
+        assert run["rise"]["low"] > 0
+        low, estimate, high = (round(100 * run["rise"][key], 1) for key in ("low", "estimate", "high"))
+        assert f"+{estimate}" in page
+        assert f"[{low}, {high}]" in page
+
+
+def test_what_a_run_folder_holds_is_read(tmp_path):
+    for exam, right in zip(sums.EXAMS.values(), (0.1, 0.4, 0.7), strict=True):
+        judged = {"judges": {"sums": {"score": {"estimate": right}, "difference": {"estimate": 0.3}}}, "kl": None}
+        (tmp_path / exam).mkdir()
+        (tmp_path / exam / "evaluation.json").write_text(json.dumps(judged))
+    (tmp_path / "grpo").mkdir()
+    (tmp_path / "grpo" / "environment.json").write_text(json.dumps({"environment": {"cpu": "a CPU", "threads": 2}}))
+    (tmp_path / "grpo" / "config.yaml").write_text("seed: 7\n")
+    (tmp_path / "grpo" / "metrics.jsonl").write_text('{"step": 0, "reward/sums": 0.5}\n{"step": 0, "checkpoint": 1}\n')
+    found = sums.read(tmp_path, "abc")
+    assert found["command"] == "tutelage run recipes/sums.yaml --seed 7"
+    assert [score["estimate"] for score in found["exams"].values()] == [0.1, 0.4, 0.7]
+    assert found["curve"] == [[0, 0.5]]
+    assert found["rise"] == {"estimate": 0.3}
