@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from tutelage.records import Answer, AnswerGroup, Prompt
-from tutelage.statistics import Interval, cluster_mean, matched_length_win_rate, win_rate
+from tutelage.statistics import Interval, cluster_mean, cluster_share, matched_length_win_rate, win_rate
 
 Judge = Callable[[list[Prompt], list[list[Answer]]], list[list[float]]]
 """Prompts and groups of answers -> a score for each answer; the higher one is preferred."""
@@ -58,8 +58,8 @@ def compare_scores(
         rate,
         sum(o == 0.5 for o in outcomes) / len(outcomes),
         None if rng is None else matched_length_win_rate(outcomes, lengths, clusters, rng=rng),
-        _mean(ours),
-        _mean(theirs),
+        mean_score(ours),
+        mean_score(theirs),
     )
 
 
@@ -102,5 +102,10 @@ def interval(value: Interval | None) -> dict[str, Any] | None:
     return None if value is None else asdict(value)
 
 
-def _mean(rows: list[list[float]]) -> Interval:
-    return cluster_mean([x for row in rows for x in row], [p for p, row in enumerate(rows) for _ in row])
+def mean_score(rows: Sequence[Sequence[float]]) -> Interval:
+    """Mean of the answers' scores [P][G], clustered by prompt; where each is 0 or 1 it is a share, and so are its bounds.
+
+    A rule that says right or wrong and finds 0 of 48 right has an interval up to some 7 %, not one of no width.
+    """
+    values, prompts = [x for row in rows for x in row], [p for p, row in enumerate(rows) for _ in row]
+    return (cluster_share if set(values) <= {0.0, 1.0} else cluster_mean)(values, prompts)

@@ -13,7 +13,7 @@ from pydantic import Field
 from tutelage.config import config, dump
 from tutelage.console import say, warn
 from tutelage.data.collate import check_prompts, prompts_and_answers
-from tutelage.evaluation.winrate import compare_scores, divergence, interval, lengths
+from tutelage.evaluation.winrate import compare_scores, divergence, interval, lengths, mean_score
 from tutelage.models.load import load_policy, load_tokenizer
 from tutelage.models.logprobs import CausalModel
 from tutelage.models.sampling import Decoding
@@ -24,7 +24,7 @@ from tutelage.stages.exploit import exploitability, first_preference, load_judge
 from tutelage.stages.folders import check_unused
 from tutelage.stages.parts import in_parts
 from tutelage.stages.sample import answer, load_prompts, read_groups, write_groups
-from tutelage.statistics import cluster_mean, paired_difference
+from tutelage.statistics import paired_difference
 from tutelage.training.files import write_whole
 
 WRITTEN = ("answers.jsonl", "samples.jsonl", "evaluation.json", "config.yaml")
@@ -126,7 +126,7 @@ def report(scored: Scored, ours: list[AnswerGroup], other: list[AnswerGroup] | N
     """What a judge says: mean score; against another policy win rate, ties, equal-length win rate, paired difference."""
     mine, theirs = scored
     if other is None or theirs is None:
-        return {"score": interval(_mean(mine))}
+        return {"score": interval(mean_score(mine))}
     found = compare_scores(ours, other, (mine, theirs), np.random.default_rng(seed))
     return {
         "win_rate": interval(found.win_rate),
@@ -167,10 +167,6 @@ def _prompts(cfg: Evaluate) -> tuple[list[Prompt], list[AnswerGroup] | None]:
     if not groups:
         raise ValueError(f"{cfg.against}: no answers in it")
     return [group.prompt for group in groups], [AnswerGroup(g.prompt, g.answers[: cfg.answers]) for g in groups]
-
-
-def _mean(rows: list[list[float]]) -> Any:
-    return cluster_mean([x for row in rows for x in row], [p for p, row in enumerate(rows) for _ in row])
 
 
 def _samples(
