@@ -6,6 +6,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -136,7 +137,10 @@ from transformers import LlamaConfig
 from tutelage.models import fused
 from tutelage.models.attention import Look
 from tutelage.models.cache import BUFFERS, KeyValues, Room, Step
+from tutelage.models.drawing import Decoding
 from tutelage.models.fused_training import added_norm, gated, turned
+from tutelage.models.sampling import Decoder
+from tutelage.models.tiny import tiny
 
 torch.set_num_threads(2)
 draw = torch.Generator().manual_seed(0)
@@ -159,6 +163,9 @@ with fused.running("numba"):
     cache.lengths[:6] = torch.tensor([0, 3, 8, 20, 31, 39])
     asked = randn(10, 16, 6).transpose(1, 2)[None].split([6, 2, 2], dim=1)
     told(Step.of(cache).attend(0, *asked, Look(0.25)))
+    model, _ = tiny()
+    groups = Decoder(model, (), lambda tokens: "").sample([[5, 6, 7], [8, 9]], 3, Decoding(20), "0/0")
+    told(*(torch.tensor(answer.logprobs) for group in groups for answer in group))
 x, y, weight = (each.requires_grad_() for each in (randn(30, 70), randn(30, 70), randn(70)))
 for found in (added_norm(x, y, weight, 1e-5)[1], gated(x, y)):
     told(found.detach(), *torch.autograd.grad((found * randn(30, 70)).sum(), (x, y)))
@@ -176,8 +183,28 @@ def test_kernels_that_were_just_compiled_and_kept_ones_give_the_same_bits(tmp_pa
         subprocess.run([sys.executable, "-c", ALL_KERNELS], env=environment, check=True, capture_output=True, text=True)
         for _ in range(3)
     ]
-    assert len(said[0].stdout.split()) == 8
+    assert len(said[0].stdout.split()) == 9
     assert said[0].stdout == said[1].stdout == said[2].stdout
+
+
+NARROW = """
+import sys
+import pytest
+from tutelage.models import vectors
+vectors.HOST = int(sys.argv[1])  # before the kernels are written
+sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", "tests/models/test_fused.py", "-k", "step_of_attention"]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lanes", [8, 4])
+def test_attention_in_the_vectors_of_other_processors(lanes, tmp_path):
+    """AVX and NEON: every processor runs instructions for vectors no longer than its own."""
+    environment = {**os.environ, "TUTELAGE_CACHE": str(tmp_path), "PYTEST_ADDOPTS": ""}
+    root = Path(__file__).resolve().parents[2]
+    command = [sys.executable, "-c", NARROW, str(lanes)]
+    ran = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
 
 
 def test_threads_share_the_units_and_the_result_is_the_same():

@@ -118,7 +118,10 @@ def _copy(vectors: Vectors, known: tuple[int, int], numbers: Sequence[Any]) -> N
 
 
 def _soften(vectors: Vectors, _known: tuple[int, int], numbers: Sequence[Any]) -> None:
-    """scores = exp(scores - the highest), over whole vectors; into the number at `total` goes one over their sum."""
+    """scores = exp(scores - the highest), over whole vectors; into the number at `total` goes one over their sum.
+
+    Of a loop for the highest LLVM makes no vectors, for numbers might be NaN.
+    """
     builder = vectors.builder
     scores, count, total = numbers
 

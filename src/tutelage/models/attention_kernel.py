@@ -181,6 +181,7 @@ def attend_of(width: int, folded: int) -> Any:
             seen, values = unit.length - unit.lowest, unit.values + unit.lowest * width * 4
             for m in range(0, every, together):
                 weights = scores + m * stride + unit.lowest * 4
+                # what follows belongs to another unit, maybe another thread's: it asks for no more than it reads
                 collect(width, together, (weights, stride, values, seen, sums + m * deep, values))
             leave(a, shape, memory, unit)
             number = take(a)
