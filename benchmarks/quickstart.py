@@ -1,6 +1,6 @@
 """The quickstart's claim and its controls: three seeds, shuffled labels, the hidden rule as reward, PPO; then one table.
 
-python benchmarks/quickstart.py --folder build/quickstart [--only seed0]    15 to 30 minutes a run; finished ones are kept
+python benchmarks/quickstart.py --folder build/quickstart [--only seed0]    10 to 30 minutes a run; finished ones are kept
 python benchmarks/quickstart.py --folder build/quickstart --collect         only the table, of the runs that are there
 
 Writes benchmarks/results/quickstart.json with commit, command, minutes and memory of every run, and exits 1 where a bound is missed:
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -30,6 +31,13 @@ RUNS = {
     "ppo": ["--algorithm", "ppo"],
 }
 """Name -> flags of `tutelage quickstart`."""
+SAMPLED = ("prompts", "answers", "heldout")
+AS_SEED0 = {
+    "shuffled_labels": SAMPLED,
+    "gold_reward": (*SAMPLED, "feedback", "reward"),
+    "ppo": (*SAMPLED, "feedback", "reward"),
+}
+"""Control -> its stages that are seed 0's to the byte: where that run is there at the same commit they are copied, minutes too."""
 
 
 def main() -> None:
@@ -51,6 +59,8 @@ def main() -> None:
 
 def run(folder: Path, flags: list[str]) -> None:
     """One quickstart, resumed where it was interrupted; the commit that it ran at is kept beside it."""
+    if not folder.is_dir():
+        begin_as_seed0(folder)
     again = ["--resume"] if folder.is_dir() else []
     folder.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "tutelage.cli", "quickstart", "--out", str(folder), *flags, *again]
@@ -62,6 +72,20 @@ def run(folder: Path, flags: list[str]) -> None:
     unit = 1 if sys.platform == "darwin" else 1024
     told = {"commit": commit(), "peak_memory_gb": round(used.ru_maxrss * unit / 1e9, 2)}
     told_of(folder).write_text(json.dumps(told))
+
+
+def begin_as_seed0(folder: Path) -> None:
+    """The stages that a control shares with seed 0; what follows runs anew."""
+    first, shared = folder.with_name("seed0"), AS_SEED0.get(folder.name, ())
+    told = json.loads(told_of(first).read_text(encoding="utf-8")) if told_of(first).is_file() else {}
+    if not shared or told.get("commit") != commit():
+        return
+    for stage in shared:
+        shutil.copytree(first / stage, folder / stage)
+    for name in ("stages.json", "minutes.json"):
+        text = (first / name).read_text(encoding="utf-8").replace(str(first), str(folder))
+        kept = {stage: value for stage, value in json.loads(text).items() if stage in shared}
+        (folder / name).write_text(json.dumps(kept, indent=1))
 
 
 def told_of(folder: Path) -> Path:
