@@ -44,6 +44,22 @@ def quickstart(axes: Any) -> None:
     axes.set(xlabel="steps of GRPO", ylabel="preferred to the reference", ylim=(0.4, 1))
 
 
+def evaluate(axes: Any) -> None:
+    """Win rates with their intervals: of the quickstart's runs and controls, by each judge."""
+    runs = json.loads((ROOT / "benchmarks" / "results" / "quickstart.json").read_text())["runs"]
+    judges = {"win_gold": "by the rule", "matched_length": "by the rule, at equal length", "win_reward": "by the reward"}
+    for number, (key, label) in enumerate(judges.items()):
+        found = [(place, run["evaluation"][key]) for place, run in enumerate(runs) if key in run["evaluation"]]
+        middle = [one["estimate"] for _, one in found]
+        reach = [[one["estimate"] - one["low"] for _, one in found], [one["high"] - one["estimate"] for _, one in found]]
+        places = [place + (number - 1) * 0.2 for place, _ in found]
+        axes.errorbar(middle, places, xerr=reach, fmt="o", markersize=3, linewidth=1, label=label)
+    axes.axvline(0.5, color="grey", linewidth=0.8, linestyle=":")
+    axes.set(xlabel="preferred to the reference, 95 % interval", yticks=range(len(runs)), xlim=(0.4, 1))
+    axes.set_yticklabels([run["name"].replace("_", " ") for run in runs])
+    axes.invert_yaxis()
+
+
 def recipes(axes: Any) -> None:
     """Right sums while GRPO trains on others, and in the exams before and after it, of each seed."""
     runs = json.loads((ROOT / "benchmarks" / "results" / "sums.json").read_text())["runs"]
@@ -137,6 +153,7 @@ def agreement() -> dict[str, float]:
 FIGURES: dict[str, Callable[[Any], None]] = {
     "quickstart": quickstart,
     "recipes": recipes,
+    "evaluate": evaluate,
     "rewards": rewards,
     "chat": chat,
     "data": data,
