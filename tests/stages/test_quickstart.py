@@ -15,6 +15,7 @@ from tutelage.evaluation.gold import gold_score
 from tutelage.models.load import save_policy
 from tutelage.models.tiny import tiny
 from tutelage.records import Answer, user
+from tutelage.stages import quickstart
 from tutelage.stages.quickstart import Quickstart, main
 from tutelage.stages.quickstart_plan import FULL, QUICK, recipe_of, split_prompts
 from tutelage.stages.run import COMMANDS
@@ -159,3 +160,16 @@ def shared_groups() -> list:
 
     path = Path(__file__).parents[1] / "data" / "reference_answers.jsonl"
     return [group_from_json(row) for row in read_jsonl(path)]
+
+
+def test_minutes_of_a_stage_that_was_interrupted_count(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Two minutes, then Ctrl-C; one more after the resume: three, for whoever reads the folder then."""
+    clock = iter([0.0, 120.0, 500.0, 560.0])
+    monkeypatch.setattr(quickstart.time, "perf_counter", lambda: next(clock))
+    minutes = {"answers": 4.0}
+    with pytest.raises(KeyboardInterrupt), quickstart.spending(minutes, "reward", tmp_path):
+        raise KeyboardInterrupt
+    resumed = json.loads((tmp_path / "minutes.json").read_text())
+    with quickstart.spending(resumed, "reward", tmp_path):
+        pass
+    assert json.loads((tmp_path / "minutes.json").read_text()) == {"answers": 4.0, "reward": 3.0}

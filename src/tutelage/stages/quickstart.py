@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -94,11 +96,8 @@ def main(cfg: Quickstart) -> Path:
     for name in recipe["stages"]:
         title, text = STORY[name]
         stage(title, text)
-        begun = time.perf_counter()
-        with following(report):
+        with following(report), spending(minutes, name, folder):
             run_stages(recipe, folder, True, "quickstart", only=name, resume_command=again)
-        minutes[name] = minutes.get(name, 0.0) + (time.perf_counter() - begun) / 60
-        (folder / "minutes.json").write_text(json.dumps(minutes, indent=1))
         report()
     say(f"done in {(time.perf_counter() - clock) / 60:.1f} minutes")
     _closing(cfg, folder)
@@ -138,6 +137,17 @@ def _closing(cfg: Quickstart, folder: Path) -> None:
         say(
             f"People could judge instead of the simulated labellers: tutelage collect --data {folder / 'answers' / 'answers.jsonl'}"
         )
+
+
+@contextmanager
+def spending(minutes: dict[str, float], name: str, folder: Path) -> Iterator[None]:
+    """Adds what the block takes to a stage's minutes and keeps them, also where it is interrupted or fails."""
+    begun = time.perf_counter()
+    try:
+        yield
+    finally:
+        minutes[name] = minutes.get(name, 0.0) + (time.perf_counter() - begun) / 60
+        (folder / "minutes.json").write_text(json.dumps(minutes, indent=1))
 
 
 def _earlier_minutes(folder: Path) -> dict[str, float]:
