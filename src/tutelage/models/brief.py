@@ -106,7 +106,7 @@ def _llama_like(backbone: PreTrainedModel, linear: Callable[[nn.Module], Affine]
 def steps_here(x: Tensor, layout: Layout) -> bool:
     """Whether the kernels take a whole step, of so many rows."""
     asking = isinstance(layout, Step) and layout.asking is not None
-    return asking and fused.in_use() == "numba" and fused.fits(x) and len(x) <= fused.MOST_COLUMNS
+    return asking and fused.has_products() and fused.fits(x) and len(x) <= fused.MOST_COLUMNS
 
 
 @dataclass(frozen=True)

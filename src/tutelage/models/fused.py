@@ -9,13 +9,13 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 import torch
@@ -24,8 +24,10 @@ from torch import Tensor
 
 from tutelage.models.builtin import cache_directory
 
-Kernels = Literal["torch", "loops", "numba"]
-"""PyTorch's operations; the compiled loops between the products; those and compiled products."""
+Kernels = Literal["torch", "loops", "numba", "amx"]
+"""PyTorch's operations; the compiled loops between the products; those and compiled products; these by the matrix unit."""
+ARCH_PRCTL, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA = 158, 0x1023, 18
+"""Of Linux on x86-64: the call, its request, and which of the processor's units is asked for."""
 FASTER = 1.05
 """How much faster the compiled product must be: 1.2 to 1.4 was seen, with AVX-512; below 1 without."""
 MOST_COLUMNS = 512
@@ -33,6 +35,7 @@ MOST_COLUMNS = 512
 TURNS, MOST_UNITS = 4, 4
 """A thread takes rows at least so many times, where there are enough: one that is slowed down then takes fewer. Many rows at
 once are 3 to 5 % faster (docs/log.md, 2026-11-22)."""
+MATRIX_UNIT = "tile_kernel"
 MODULES = (
     "kernels",
     "vectors",
@@ -41,6 +44,7 @@ MODULES = (
     "product_kernel",
     "draw_kernel",
     "training_kernels",
+    MATRIX_UNIT,
 )
 _chosen: list[Kernels] = ["torch"]
 
@@ -56,25 +60,36 @@ def choose_kernels(wanted: str, device: torch.device) -> Kernels:
     if wanted == "torch":
         return "torch"
     reason = f"the device is {device}, and they are for CPUs" if device.type != "cpu" else missing()
-    if wanted == "auto":
-        return "torch" if reason else "numba" if speedup() > FASTER else "loops"
-    if reason:
+    if wanted == "amx":
+        reason = reason or no_matrix_unit()
+    if reason and wanted != "auto":
         raise ValueError(f"kernels: {wanted} cannot run: {reason}")
-    return "numba" if wanted == "numba" else "loops"
+    if reason:
+        return "torch"
+    return fastest() if wanted == "auto" else cast(Kernels, wanted)
 
 
-def speedup() -> float:
-    """How much faster the compiled product is at a decoding step's shape: weights from memory, best of five rounds each."""
+def fastest() -> Kernels:
+    """Whose products take the least time, PyTorch's (`loops`) or which of the compiled ones."""
+    spent = seconds(("loops", "numba") if no_matrix_unit() else ("loops", "numba", "amx"))
+    best = min(spent, key=lambda kernels: spent[kernels])
+    return best if spent["loops"] > FASTER * spent[best] else "loops"
+
+
+def seconds(several: Sequence[Kernels]) -> dict[Kernels, float]:
+    """How long products of a decoding step's shape take: weights from memory, best of five rounds each."""
     draw = torch.Generator().manual_seed(0)
     weights, x = torch.randn(24, 576, 576, generator=draw), torch.randn(576, 64, generator=draw)
-    best = {torch.mm: float("inf"), product: float("inf")}
+    best = dict.fromkeys(several, float("inf"))
     for _ in range(6):  # the first one warms up; the best hides it
-        for multiply in best:
-            begun = time.perf_counter()
-            for weight in weights:
-                multiply(weight, x)
-            best[multiply] = min(best[multiply], time.perf_counter() - begun)
-    return best[torch.mm] / best[product]
+        for kernels in several:
+            with running(kernels):
+                multiply = torch.mm if kernels == "loops" else product
+                begun = time.perf_counter()
+                for weight in weights:
+                    multiply(weight, x)
+                best[kernels] = min(best[kernels], time.perf_counter() - begun)
+    return best
 
 
 @cache
@@ -85,8 +100,23 @@ def missing() -> str:
     try:
         _pool()
         for module in MODULES:
-            compiled(module)
+            if module != MATRIX_UNIT:
+                compiled(module)
     except Exception as error:  # whatever a compiler or a system without this pool can raise: PyTorch does the same
+        return f"{type(error).__name__}: {error}".splitlines()[0]
+    return ""
+
+
+@cache
+def no_matrix_unit() -> str:
+    """Why the products that need Intel's AMX cannot run; empty where they can. Linux must be asked for the unit, once."""
+    try:
+        if not import_module("llvmlite.binding").get_host_cpu_features().get("amx-bf16"):
+            return "this processor has no AMX"
+        if ctypes.CDLL(None).syscall(ARCH_PRCTL, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA):
+            return "the system does not lend AMX to this process"
+        compiled(MATRIX_UNIT)
+    except Exception as error:  # as in `missing`
         return f"{type(error).__name__}: {error}".splitlines()[0]
     return ""
 
@@ -114,21 +144,44 @@ def fits(x: Tensor) -> bool:
 def multiplies(weight: Float[Tensor, "N K"], x: Float[Tensor, "K C"]) -> bool:
     """Whether the compiled product runs now, and takes these."""
     laid = weight.is_contiguous() and x.is_contiguous() and weight.dtype == torch.float32
-    return _chosen[-1] == "numba" and fits(x) and laid and x.shape[1] <= MOST_COLUMNS
+    return has_products() and fits(x) and laid and x.shape[1] <= MOST_COLUMNS
+
+
+def has_products() -> bool:
+    """Whether the kernels that run now multiply too."""
+    return _chosen[-1] in ("numba", "amx")
+
+
+def multiplying(weight: Float[Tensor, "N K"]) -> Any:
+    """The module whose products multiply these weights: the matrix unit's take whole tiles."""
+    if _chosen[-1] != "amx":
+        return compiled("product_kernel")
+    kernels, (rows, depth) = compiled(MATRIX_UNIT), weight.shape
+    return compiled("product_kernel") if rows % kernels.UNIT or depth % kernels.DEEP else kernels
+
+
+def tiles(depth: int, columns: int) -> Float[Tensor, "..."]:
+    """Room for so large an x in tiles, where products read it so."""
+    if _chosen[-1] != "amx":
+        return torch.empty(0)
+    kernels = compiled(MATRIX_UNIT)
+    return torch.empty(-(-depth // kernels.DEEP) * -(-columns // kernels.UNIT) * kernels.PARTS * kernels.TILE // 4)
 
 
 def product(weight: Float[Tensor, "N K"], x: Float[Tensor, "K C"]) -> Float[Tensor, "N C"]:
     """W x."""
     (rows, depth), columns = weight.shape, x.shape[1]
-    out = x.new_empty(rows, columns)
-    places = address(weight), address(x), address(out)
-    run(compiled("product_kernel").product, rows, depth, columns, *places, unit_of(rows), 0)
+    out, kernels, read = x.new_empty(rows, columns), multiplying(weight), x
+    if hasattr(kernels, "split"):
+        read = tiles(depth, columns)
+        run(kernels.split, depth, columns, address(x), address(read))
+    places = address(weight), address(read), address(out)
+    run(kernels.product, rows, depth, columns, *places, unit_of(rows, kernels.UNIT), 0)
     return out
 
 
-def unit_of(rows: int) -> int:
-    """How many of a product's rows a thread takes at once."""
-    unit: int = compiled("product_kernel").UNIT
+def unit_of(rows: int, unit: int) -> int:
+    """How many of a product's rows a thread takes at once: so many, or several times as many."""
     return unit * max(1, min(MOST_UNITS, rows // (unit * TURNS * torch.get_num_threads())))
 
 

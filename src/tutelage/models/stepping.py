@@ -80,6 +80,7 @@ class Stepping:
         sizes = {"x": depth, "normed": depth, "plus": depth, "asked": asked, "turned": asked, "seen": seen}
         sizes |= {"gate": middle, "up": middle}
         self._memory = {name: torch.empty(size * rows) for name, size in sizes.items()}
+        self._memory["tiles"] = fused.tiles(max(depth, seen, middle), rows)
         self._layer, self._depth = layers[0], depth
         lists = self._lists(layers, last)
         self._kernels = np.array(lists.kernels, dtype=np.int64)
@@ -129,7 +130,7 @@ class Stepping:
         (weight, bias), out, _, _, _ = layer.projections
         (heads, kv, width), (of_query, of_key) = layer.sizes, layer.of_heads
         _norm(lists, layer.norms[0], (memory["x"], memory["normed"], plus))
-        _product(lists, weight, memory["normed"], memory["asked"], bias)
+        _product(lists, weight, (memory["normed"], memory["asked"], memory["tiles"]), bias)
         if of_query is not None and of_key is not None:
             _norm(lists, of_query, (memory["asked"], "query", 0), heads)
             _norm(lists, of_key, ("raw key", "key", 0), kv)
@@ -137,14 +138,15 @@ class Stepping:
         sizes = "blocks", kv, "rows", layer.window or FAR, "keys room", "prompt_keys room", "cells"
         asking = "bounds", "order", "slots", "said", "asked", "query", "key", "value", *BUFFERS
         lists.add(attending(width, heads // kv), *sizes, fused.bits(layer.scaling), *asking, memory["seen"])
-        _product(lists, out, memory["seen"], memory["plus"], None)
+        _product(lists, out, (memory["seen"], memory["plus"], memory["tiles"]), None)
 
     def _gate(self, lists: _Lists, layer: Layer, memory: dict[str, int]) -> None:
         _norm(lists, layer.norms[1], (memory["x"], memory["normed"], memory["plus"]))
         _, _, gate, up, down = layer.projections
-        places = fused.address(gate), fused.address(up), memory["normed"], memory["gate"], memory["up"]
-        lists.add(fused.compiled("product_kernel").gated, *gate.shape, "rows", *places, fused.unit_of(len(gate)))
-        _product(lists, down, memory["gate"], memory["plus"], None)
+        kernels, x = _multiplying(lists, gate, memory["normed"], memory["tiles"])
+        places = fused.address(gate), fused.address(up), x, memory["gate"], memory["up"]
+        lists.add(kernels.gated, *gate.shape, "rows", *places, fused.unit_of(len(gate), kernels.UNIT))
+        _product(lists, down, (memory["gate"], memory["plus"], memory["tiles"]), None)
 
 
 def _norm(lists: _Lists, norm: Norm, places: tuple[int | str, int | str, int], heads: int = 1) -> None:
@@ -153,10 +155,21 @@ def _norm(lists: _Lists, norm: Norm, places: tuple[int | str, int | str, int], h
     lists.add(fused.compiled().norm, len(norm.weight), "rows", fused.bits(norm.eps), x, out, weight, plus, heads)
 
 
-def _product(lists: _Lists, weight: Tensor, x: int, out: int, bias: Tensor | None) -> None:
+def _product(lists: _Lists, weight: Tensor, places: tuple[int, int, int], bias: Tensor | None) -> None:
+    """`places`: of x, of the result, and for x in tiles."""
     (rows, depth), shift = weight.shape, 0 if bias is None else fused.address(bias)
-    places = fused.address(weight), x, out
-    lists.add(fused.compiled("product_kernel").product, rows, depth, "rows", *places, fused.unit_of(rows), shift)
+    kernels, x = _multiplying(lists, weight, places[0], places[2])
+    unit = fused.unit_of(rows, kernels.UNIT)
+    lists.add(kernels.product, rows, depth, "rows", fused.address(weight), x, places[1], unit, shift)
+
+
+def _multiplying(lists: _Lists, weight: Tensor, x: int, tiles: int) -> tuple[Any, int]:
+    """The kernels that multiply these weights, and where they find x as they read it."""
+    kernels = fused.multiplying(weight)
+    if not hasattr(kernels, "split"):
+        return kernels, x
+    lists.add(kernels.split, weight.shape[1], "rows", x, tiles)
+    return kernels, tiles
 
 
 @cache

@@ -59,7 +59,7 @@ class Bench:
     """Precision of frozen weights and of the forward pass."""
     gemm: Literal["auto", "default", "onednn"] = "auto"
     """Which library multiplies float32 matrices on a CPU; auto: the faster one, measured at the start."""
-    kernels: Literal["auto", "torch", "loops", "numba"] = "auto"
+    kernels: Literal["auto", "torch", "loops", "numba", "amx"] = "auto"
     """What computes a decoding step on a CPU: PyTorch, compiled loops between its products, or compiled products too; auto: what is fastest here."""
     seed: int = 0
     """Decides prompts and answers."""

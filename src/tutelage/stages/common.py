@@ -45,7 +45,7 @@ class Common:
     """Precision of frozen weights and of the forward pass; auto: float32 on a CPU, bfloat16 on a GPU that has it."""
     gemm: Literal["auto", "default", "onednn"] = "auto"
     """Which library multiplies float32 matrices on a CPU; auto: the faster one, measured at the start."""
-    kernels: Literal["auto", "torch", "loops", "numba"] = "auto"
+    kernels: Literal["auto", "torch", "loops", "numba", "amx"] = "auto"
     """What computes a decoding step on a CPU: PyTorch, compiled loops between its products, or compiled products too; auto: what is fastest here."""
     chat_template: str | None = None
     """`chatml`, a template file, or (default) the tokenizer's own."""
