@@ -17,10 +17,12 @@ from tutelage.models.stepping import Stepping
 
 FAMILIES = {
     "llama": LlamaConfig(**SHAPE),
+    "llama, in whole tiles": LlamaConfig(**SHAPE | {"intermediate_size": 96}),
     "mistral, a window": MistralConfig(**SHAPE, sliding_window=3, head_dim=16),
     "qwen2, biases": Qwen2Config(**SHAPE),
     "qwen3, norms of heads": Qwen3Config(**SHAPE, head_dim=16),
 }
+WITH_AMX = pytest.mark.skipif(bool(fused.no_matrix_unit()), reason=f"hardware: {fused.no_matrix_unit()}")
 PROMPTS = [[5, 6, 7, 8], [11, 12], list(range(20, 41)), [3]]
 
 
@@ -35,15 +37,16 @@ def sampled(model, kernels: str):
     return [answer for group in groups for answer in group], step.call_count
 
 
+@pytest.mark.parametrize("kernels", ["numba", pytest.param("amx", marks=WITH_AMX)])
 @pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize("adapted", [False, True])
 @torch.no_grad()
-def test_answers_are_those_of_pytorch(name, adapted):
+def test_answers_are_those_of_pytorch(name, adapted, kernels):
     """Rows end, others enter: more of them than at first, and fewer."""
     assert fused.missing() == ""
     model = model_of(FAMILIES[name], adapted)
     exact, none = sampled(model, "torch")
-    ours, whole = sampled(model, "numba")
+    ours, whole = sampled(model, kernels)
     assert none == 0
     assert whole > 24, "every step but those that read prompts"
     assert len({len(answer.tokens) for answer in exact}) > 2, "rows end at several places"

@@ -44,7 +44,7 @@ def command(monkeypatch):
     monkeypatch.setitem(recipe.COMMANDS, "probe", ("a_command", "Settings"))
     monkeypatch.setattr(gemm, "rounding", lambda which: 0.0)
     monkeypatch.setattr(fused, "missing", lambda: "")
-    monkeypatch.setattr(fused, "speedup", lambda: 2.0)
+    monkeypatch.setattr(fused, "fastest", lambda: "numba")
     return lambda cfg: run.execute("probe", cfg)
 
 

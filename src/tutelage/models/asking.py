@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tutelage.models import fused
+from tutelage.models.compiled import kept
 
 BLOCK = 16
 """Cells that the kernel may read at once: a cache's rows have whole blocks of them."""
@@ -76,5 +77,5 @@ def whole(cells: int) -> int:
 def attending(width: int, folded: int) -> Any:
     """The kernel of attention for such heads."""
     kernels = fused.compiled("attention_kernel")
-    with fused.kept():
+    with kept():
         return kernels.attend_of(width, folded)

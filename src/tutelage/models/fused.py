@@ -7,14 +7,11 @@ for each other's idle threads. Where either is missing, PyTorch's operations do 
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
-from importlib import import_module
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 import numpy as np
@@ -22,12 +19,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tutelage.models.builtin import cache_directory
+from tutelage.models.compiled import MATRIX_UNIT, MODULES, compiled
+from tutelage.models.matrix_unit import refused
 
 Kernels = Literal["torch", "loops", "numba", "amx"]
 """PyTorch's operations; the compiled loops between the products; those and compiled products; these by the matrix unit."""
-ARCH_PRCTL, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA = 158, 0x1023, 18
-"""Of Linux on x86-64: the call, its request, and which of the processor's units is asked for."""
 FASTER = 1.05
 """How much faster the compiled product must be: 1.2 to 1.4 was seen, with AVX-512; below 1 without."""
 MOST_COLUMNS = 512
@@ -35,17 +31,6 @@ MOST_COLUMNS = 512
 TURNS, MOST_UNITS = 4, 4
 """A thread takes rows at least so many times, where there are enough: one that is slowed down then takes fewer. Many rows at
 once are 3 to 5 % faster (docs/log.md, 2026-11-22)."""
-MATRIX_UNIT = "tile_kernel"
-MODULES = (
-    "kernels",
-    "vectors",
-    "attention_instructions",
-    "attention_kernel",
-    "product_kernel",
-    "draw_kernel",
-    "training_kernels",
-    MATRIX_UNIT,
-)
 _chosen: list[Kernels] = ["torch"]
 
 
@@ -109,16 +94,14 @@ def missing() -> str:
 
 @cache
 def no_matrix_unit() -> str:
-    """Why the products that need Intel's AMX cannot run; empty where they can. Linux must be asked for the unit, once."""
+    """Why the products of AMX cannot run; empty where they can."""
     try:
-        if not import_module("llvmlite.binding").get_host_cpu_features().get("amx-bf16"):
-            return "this processor has no AMX"
-        if ctypes.CDLL(None).syscall(ARCH_PRCTL, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA):
-            return "the system does not lend AMX to this process"
-        compiled(MATRIX_UNIT)
+        reason = refused()
+        if not reason:
+            compiled(MATRIX_UNIT)
     except Exception as error:  # as in `missing`
         return f"{type(error).__name__}: {error}".splitlines()[0]
-    return ""
+    return reason
 
 
 @contextmanager
@@ -235,24 +218,3 @@ def _pool() -> Any:
     call.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
     call.restype = None
     return call
-
-
-@cache
-def compiled(module: str = "kernels") -> Any:
-    """One of the modules of kernels; the first use on a machine compiles it, and keeps it for the next."""
-    with kept():
-        return import_module(f"tutelage.models.{module}")
-
-
-@contextmanager
-def kept() -> Iterator[None]:
-    """What numba compiles inside is kept on disk for just these sources: it watches a function's own file alone."""
-    config: Any = import_module("numba.core.config")
-
-    sources = b"".join(Path(__file__).with_name(f"{module}.py").read_bytes() for module in MODULES)
-    before, folder = config.CACHE_DIR, cache_directory() / "kernels" / hashlib.sha256(sources).hexdigest()[:16]
-    config.CACHE_DIR = str(folder)
-    try:
-        yield
-    finally:
-        config.CACHE_DIR = before

@@ -98,32 +98,39 @@ def exp(x: Any) -> Any:
     return (tail * r * r + r + ONE) * float32((whole + BIAS) << SHIFT)
 
 
+@njit(fastmath=FAST, error_model="numpy", inline="always")
+def normed(a: Any, there: Any, size: Any, squares: Any) -> None:
+    """So many columns of what `norm` does, of which the first number lies `there` bytes from the whole's."""
+    depth, count, eps = a[1], a[2], F32(float64(a[3]))
+    weight = carray(floats(a[6]), (depth,))
+    x, out = carray(floats(a[4] + there), (depth, count)), carray(floats(a[5] + there), (depth, count))
+    if a[7] != 0:
+        plus = carray(floats(a[7] + there), (depth, count))
+        for d in range(depth):
+            for n in range(size):
+                x[d, n] += plus[d, n]
+    squares[:] = ZERO
+    for d in range(depth):
+        for n in range(size):
+            squares[n] += x[d, n] * x[d, n]
+    for n in range(size):
+        squares[n] = ONE / np.sqrt(squares[n] / F32(depth) + eps)
+    for d in range(depth):
+        for n in range(size):
+            out[d, n] = x[d, n] * squares[n] * weight[d]
+
+
 @cfunc(SIGNATURE, cache=True, fastmath=FAST, error_model="numpy")
 def norm(a: Any) -> None:
     """x [heads, D, N] += plus, where there is one; out = x weight / sqrt(mean of x^2 over D + eps)."""
     wide()
-    depth, count, eps, heads = a[1], a[2], F32(float64(a[3])), a[8]
-    weight, squares = carray(floats(a[6]), (depth,)), np.empty(BLOCK, dtype=F32)
+    depth, count, heads = a[1], a[2], a[8]
+    squares = np.empty(BLOCK, dtype=F32)
     parts = (count + BLOCK - 1) // BLOCK
     unit = take(a)
     while unit < heads * parts:
         start = unit % parts * BLOCK
-        size, there = min(I64(BLOCK), count - start), 4 * (unit // parts * depth * count + start)
-        x, out = carray(floats(a[4] + there), (depth, count)), carray(floats(a[5] + there), (depth, count))
-        if a[7] != 0:
-            plus = carray(floats(a[7] + there), (depth, count))
-            for d in range(depth):
-                for n in range(size):
-                    x[d, n] += plus[d, n]
-        squares[:] = ZERO
-        for d in range(depth):
-            for n in range(size):
-                squares[n] += x[d, n] * x[d, n]
-        for n in range(size):
-            squares[n] = ONE / np.sqrt(squares[n] / F32(depth) + eps)
-        for d in range(depth):
-            for n in range(size):
-                out[d, n] = x[d, n] * squares[n] * weight[d]
+        normed(a, 4 * (unit // parts * depth * count + start), min(I64(BLOCK), count - start), squares)
         unit = take(a)
 
 

@@ -80,7 +80,7 @@ class Stepping:
         sizes = {"x": depth, "normed": depth, "plus": depth, "asked": asked, "turned": asked, "seen": seen}
         sizes |= {"gate": middle, "up": middle}
         self._memory = {name: torch.empty(size * rows) for name, size in sizes.items()}
-        self._memory["tiles"] = fused.tiles(max(depth, seen, middle), rows)
+        self._memory |= {"tiles": fused.tiles(max(depth, seen), rows), "gate tiles": fused.tiles(middle, rows)}
         self._layer, self._depth = layers[0], depth
         lists = self._lists(layers, last)
         self._kernels = np.array(lists.kernels, dtype=np.int64)
@@ -129,8 +129,8 @@ class Stepping:
     def _attention(self, lists: _Lists, layer: Layer, memory: dict[str, int], plus: int) -> None:
         (weight, bias), out, _, _, _ = layer.projections
         (heads, kv, width), (of_query, of_key) = layer.sizes, layer.of_heads
-        _norm(lists, layer.norms[0], (memory["x"], memory["normed"], plus))
-        _product(lists, weight, (memory["normed"], memory["asked"], memory["tiles"]), bias)
+        places = memory["x"], memory["normed"], plus
+        _product(lists, weight, _normed(lists, layer.norms[0], places, weight, memory["tiles"]), memory["asked"], bias)
         if of_query is not None and of_key is not None:
             _norm(lists, of_query, (memory["asked"], "query", 0), heads)
             _norm(lists, of_key, ("raw key", "key", 0), kv)
@@ -138,15 +138,20 @@ class Stepping:
         sizes = "blocks", kv, "rows", layer.window or FAR, "keys room", "prompt_keys room", "cells"
         asking = "bounds", "order", "slots", "said", "asked", "query", "key", "value", *BUFFERS
         lists.add(attending(width, heads // kv), *sizes, fused.bits(layer.scaling), *asking, memory["seen"])
-        _product(lists, out, (memory["seen"], memory["plus"], memory["tiles"]), None)
+        _product(lists, out, _split(lists, out, memory["seen"], memory["tiles"]), memory["plus"], None)
 
     def _gate(self, lists: _Lists, layer: Layer, memory: dict[str, int]) -> None:
-        _norm(lists, layer.norms[1], (memory["x"], memory["normed"], memory["plus"]))
         _, _, gate, up, down = layer.projections
-        kernels, x = _multiplying(lists, gate, memory["normed"], memory["tiles"])
+        places = memory["x"], memory["normed"], memory["plus"]
+        kernels, x = _normed(lists, layer.norms[1], places, gate, memory["tiles"])
+        below = fused.multiplying(down)
+        both = kernels is below and hasattr(kernels, "split")  # then what comes out is split on its way
+        unit = fused.unit_of(len(gate), kernels.DEEP if both else kernels.UNIT)
         places = fused.address(gate), fused.address(up), x, memory["gate"], memory["up"]
-        lists.add(kernels.gated, *gate.shape, "rows", *places, fused.unit_of(len(gate), kernels.UNIT))
-        _product(lists, down, (memory["gate"], memory["plus"], memory["tiles"]), None)
+        lists.add(kernels.gated, *gate.shape, "rows", *places, unit, memory["gate tiles"] if both else 0)
+        laid = below, memory["gate tiles"]
+        read = laid if both else _split(lists, down, memory["gate"], memory["gate tiles"])
+        _product(lists, down, read, memory["plus"], None)
 
 
 def _norm(lists: _Lists, norm: Norm, places: tuple[int | str, int | str, int], heads: int = 1) -> None:
@@ -155,21 +160,32 @@ def _norm(lists: _Lists, norm: Norm, places: tuple[int | str, int | str, int], h
     lists.add(fused.compiled().norm, len(norm.weight), "rows", fused.bits(norm.eps), x, out, weight, plus, heads)
 
 
-def _product(lists: _Lists, weight: Tensor, places: tuple[int, int, int], bias: Tensor | None) -> None:
-    """`places`: of x, of the result, and for x in tiles."""
-    (rows, depth), shift = weight.shape, 0 if bias is None else fused.address(bias)
-    kernels, x = _multiplying(lists, weight, places[0], places[2])
-    unit = fused.unit_of(rows, kernels.UNIT)
-    lists.add(kernels.product, rows, depth, "rows", fused.address(weight), x, places[1], unit, shift)
+def _normed(lists: _Lists, norm: Norm, places: tuple[int, int, int], weight: Tensor, tiles: int) -> tuple[Any, int]:
+    """A norm before a product: its kernels, and where they find x as they read it."""
+    kernels = fused.multiplying(weight)
+    if not hasattr(kernels, "split"):
+        _norm(lists, norm, places)
+        return kernels, places[1]
+    x, out, plus = places
+    numbers = fused.bits(norm.eps), x, out, fused.address(norm.weight), plus, 1, tiles
+    lists.add(kernels.norm, len(norm.weight), "rows", *numbers)
+    return kernels, tiles
 
 
-def _multiplying(lists: _Lists, weight: Tensor, x: int, tiles: int) -> tuple[Any, int]:
+def _split(lists: _Lists, weight: Tensor, x: int, tiles: int) -> tuple[Any, int]:
     """The kernels that multiply these weights, and where they find x as they read it."""
     kernels = fused.multiplying(weight)
     if not hasattr(kernels, "split"):
         return kernels, x
     lists.add(kernels.split, weight.shape[1], "rows", x, tiles)
     return kernels, tiles
+
+
+def _product(lists: _Lists, weight: Tensor, read: tuple[Any, int], out: int, bias: Tensor | None) -> None:
+    """`read`: the kernels that multiply, and where they find x."""
+    (kernels, x), (rows, depth), shift = read, weight.shape, 0 if bias is None else fused.address(bias)
+    unit = fused.unit_of(rows, kernels.UNIT)
+    lists.add(kernels.product, rows, depth, "rows", fused.address(weight), x, out, unit, shift)
 
 
 @cache

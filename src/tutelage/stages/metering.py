@@ -29,7 +29,12 @@ from tutelage.training.work import Passes
 
 HARDWARE = "hardware.json"
 PRODUCTS = {"onednn": "oneDNN", "default": "PyTorch's default library"}
-STEPS = {"amx": "compiled kernels and the matrix unit (AMX)", "numba": "compiled kernels and products", "loops": "compiled kernels", "torch": "PyTorch's operations"}
+STEPS = {
+    "amx": "compiled kernels and the matrix unit (AMX)",
+    "numba": "compiled kernels and products",
+    "loops": "compiled kernels",
+    "torch": "PyTorch's operations",
+}
 
 
 def open_meter(task: Task, folder: Path, passes: Passes) -> Meter:
