@@ -1,8 +1,8 @@
 """W x on a processor's matrix unit (Intel's AMX), as precisely as in float32: each number as a sum of three of bfloat16.
 
 A float32 has 24 bits, a bfloat16 8: x = h + m + l, exactly. Six products of such parts, h h', h m', m h', h l', m m' and
-l h', are summed in float32; what is left out is below 2^-25 of a product, less than a rounding (Henry, Tang and Heinecke
-2019, arXiv:1904.06376). The unit multiplies 16 times as much in bfloat16 as the vectors in float32: six are well paid.
+l h', are summed in float32; what is left out is at most 2^-24 of a product, as a rounding is (Henry, Tang and Heinecke 2019,
+arXiv:1904.06376). The unit multiplies 16 times as much in bfloat16 as the vectors in float32: six are well paid.
 
 x is split once, by a kernel of its own, into tiles as the unit reads them. W is split on its way, a block of 16 rows and 32
 numbers while the one before is multiplied: it comes from memory once, and as it is.
