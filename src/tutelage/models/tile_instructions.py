@@ -170,8 +170,7 @@ class Tiles(Splitting):
         self.builder.call(self.function(ir.VoidType(), kind, f"llvm.x86.{name}"), values)
 
 
-@intrinsic
-def lay(_context: Any, _places: Any) -> Any:
+def _lay(_context: Any, _places: Any) -> Any:
     """((address of 16 numbers, of 16 more, of a tile's row, how many of them there are)) -> 0."""
 
     def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
@@ -184,8 +183,7 @@ def lay(_context: Any, _places: Any) -> Any:
     return types.int64(types.UniTuple(types.int64, 4)), generate
 
 
-@intrinsic
-def configure(_context: Any, _place: Any) -> Any:
+def _configure(_context: Any, _place: Any) -> Any:
     """(address of 64 bytes) -> 0: eight tiles of 16 rows of 64 bytes; what this thread's unit held is gone."""
 
     def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
@@ -201,8 +199,7 @@ def configure(_context: Any, _place: Any) -> Any:
     return types.int64(types.int64), generate
 
 
-@intrinsic
-def release(_context: Any) -> Any:
+def _release(_context: Any) -> Any:
     """() -> 0: the unit is not kept for this thread any more."""
 
     def generate(_context: Any, builder: Any, _signature: Any, _arguments: Any) -> Any:
@@ -227,8 +224,7 @@ def tiles(count: int) -> Any:
     return run
 
 
-@intrinsic
-def begin(_context: Any, _piece: Any) -> Any:
+def _begin(_context: Any, _piece: Any) -> Any:
     """(a Piece's numbers) -> 0: its first block's weights, split."""
 
     def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
@@ -240,4 +236,8 @@ def begin(_context: Any, _piece: Any) -> Any:
     return types.int64(types.UniTuple(types.int64, SIZE)), generate
 
 
+lay: Any = intrinsic(_lay)
+configure: Any = intrinsic(_configure)
+release: Any = intrinsic(_release)
+begin: Any = intrinsic(_begin)
 tiles1, tiles2, tiles3, tiles4 = tiles(1), tiles(2), tiles(3), tiles(4)
