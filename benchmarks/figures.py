@@ -47,11 +47,18 @@ def quickstart(axes: Any) -> None:
 def evaluate(axes: Any) -> None:
     """Win rates with their intervals: of the quickstart's runs and controls, by each judge."""
     runs = json.loads((ROOT / "benchmarks" / "results" / "quickstart.json").read_text())["runs"]
-    judges = {"win_gold": "by the rule", "matched_length": "by the rule, at equal length", "win_reward": "by the reward"}
+    judges = {
+        "win_gold": "by the rule",
+        "matched_length": "by the rule, at equal length",
+        "win_reward": "by the reward",
+    }
     for number, (key, label) in enumerate(judges.items()):
         found = [(place, run["evaluation"][key]) for place, run in enumerate(runs) if key in run["evaluation"]]
         middle = [one["estimate"] for _, one in found]
-        reach = [[one["estimate"] - one["low"] for _, one in found], [one["high"] - one["estimate"] for _, one in found]]
+        reach = [
+            [one["estimate"] - one["low"] for _, one in found],
+            [one["high"] - one["estimate"] for _, one in found],
+        ]
         places = [place + (number - 1) * 0.2 for place, _ in found]
         axes.errorbar(middle, places, xerr=reach, fmt="o", markersize=3, linewidth=1, label=label)
     axes.axvline(0.5, color="grey", linewidth=0.8, linestyle=":")
