@@ -53,7 +53,7 @@ def test_a_drawing_says_what_its_axes_are(tmp_path: Path) -> None:
 
 
 def test_an_unknown_figure_is_refused_by_name() -> None:
-    with pytest.raises(SystemExit, match=r"no such figure: rewrds; there are: quickstart, recipes, rewards"):
+    with pytest.raises(SystemExit, match=r"no such figure: rewrds; there are: quickstart, recipes, evaluate, rewards"):
         figures.main(["rewrds"])
 
 
