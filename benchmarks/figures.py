@@ -62,7 +62,7 @@ def evaluate(axes: Any) -> None:
         places = [place + (number - 1) * 0.2 for place, _ in found]
         axes.errorbar(middle, places, xerr=reach, fmt="o", markersize=3, linewidth=1, label=label)
     axes.axvline(0.5, color="grey", linewidth=0.8, linestyle=":")
-    axes.set(xlabel="preferred to the reference, 95 % interval", yticks=range(len(runs)), xlim=(0.4, 1))
+    axes.set(xlabel="preferred to the reference, 95 % interval", yticks=range(len(runs)), xlim=(0.3, 1))
     axes.set_yticklabels([run["name"].replace("_", " ") for run in runs])
     axes.invert_yaxis()
 
