@@ -1,4 +1,4 @@
-"""Products by the matrix unit are float32's: exact where float32 is, else no further from the truth than PyTorch's."""
+"""Products by the matrix unit are float32's: exact where float32 is, else about as near the truth as PyTorch's."""
 
 from __future__ import annotations
 

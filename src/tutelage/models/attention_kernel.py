@@ -185,5 +185,6 @@ def attend_of(width: int, folded: int) -> Any:
                 collect(width, together, (weights, stride, values, seen, sums + m * deep, values))
             leave(a, shape, memory, unit)
             number = take(a)
+        room[0] = ZERO  # numba frees an array after its last use, and what is used here are addresses
 
     return attend

@@ -131,6 +131,26 @@ def strips(weight: Any, x: Any, out: Any, numbers: Any) -> None:
         column += size
 
 
+@njit(inline="always")
+def biased(a: Any, start: Any, end: Any) -> None:
+    """Rows [start, end) of what `product` sums, plus the bias, where there is one."""
+    rows, count = a[1], a[3]
+    if a[8] != 0:
+        bias, out = carray(floats(a[8]), (rows,)), carray(floats(a[6]), (rows, count))
+        for row in range(start, end):
+            for n in range(count):
+                out[row, n] += bias[row]
+
+
+@njit(inline="always")
+def opened(a: Any, start: Any, end: Any) -> None:
+    """Rows [start, end) of what `gated` sums: out = g sigmoid(g) u."""
+    cells, there = (end - start) * a[3], 4 * start * a[3]
+    out, beside = carray(floats(a[7] + there), (cells,)), carray(floats(a[8] + there), (cells,))
+    for n in range(cells):
+        out[n] = out[n] / (ONE + exp(-out[n])) * beside[n]
+
+
 @cfunc(SIGNATURE, cache=True)
 def product(a: Any) -> None:
     """out [N, C] = W [N, K] x [K, C] + bias [N], where there is one."""
@@ -139,11 +159,7 @@ def product(a: Any) -> None:
     while start < rows:
         end = min(start + unit, rows)
         strips(a[4], a[5], a[6], (start, end, depth, count))
-        if a[8] != 0:
-            bias, out = carray(floats(a[8]), (rows,)), carray(floats(a[6]), (rows, count))
-            for row in range(start, end):
-                for n in range(count):
-                    out[row, n] += bias[row]
+        biased(a, start, end)
         start = take(a) * unit
 
 
@@ -157,8 +173,5 @@ def gated(a: Any) -> None:
         end = min(start + unit, rows)
         strips(a[4], a[6], a[7], (start, end, depth, count))
         strips(a[5], a[6], a[8], (start, end, depth, count))
-        cells, there = (end - start) * count, 4 * start * count
-        out, beside = carray(floats(a[7] + there), (cells,)), carray(floats(a[8] + there), (cells,))
-        for n in range(cells):
-            out[n] = out[n] / (ONE + exp(-out[n])) * beside[n]
+        opened(a, start, end)
         start = take(a) * unit

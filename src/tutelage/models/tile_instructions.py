@@ -29,10 +29,6 @@ WEIGHT, ASKED = SIDE_BY_SIDE, 7
 """The first of W's three, and the one for x."""
 SMALL = ir.IntType(8)
 HALF, TOP = 0x8000, 0xFFFF0000 - (1 << 32)
-AT_ONCE = 3
-"""Blocks of x that stay in the first cache."""
-SIZE = 13
-"""Numbers of a piece."""
 SCRATCH = 2 * PARTS * TILE + TILE
 """A thread's own bytes: W's parts of two blocks in turn, and a tile of the result that is cut off."""
 
@@ -65,9 +61,7 @@ class Piece(NamedTuple):
 
     weight: Any
     following: Any
-    """The first block of the piece that is next: its weights are split meanwhile."""
-    ahead: Any
-    """Weights that will be read soon."""
+    """The next piece's weights: those of its first block are split meanwhile, the others asked for."""
     planes: Any
     out: Any
     scratch: Any
@@ -82,6 +76,9 @@ class Piece(NamedTuple):
     """Columns of the last tile."""
     fresh: Any
     """Whether the sums begin here; otherwise they go on from what `out` holds."""
+
+
+SIZE = len(Piece._fields)
 
 
 class Tiles(Splitting):
@@ -125,7 +122,11 @@ class Tiles(Splitting):
         """Sums over 32 numbers more; between the products the next block's weights are split, and later ones asked for."""
         builder, piece = self.builder, self.piece
         turn, far = builder.add(piece.turn, block), builder.mul(block, long(4 * DEEP))
-        here, there, ahead = self.turned(turn), self.turned(builder.add(turn, long(1))), builder.add(piece.ahead, far)
+        here, there, ahead = (
+            self.turned(turn),
+            self.turned(builder.add(turn, long(1))),
+            builder.add(piece.following, far),
+        )
         last = builder.icmp_signed("==", builder.add(block, long(1)), piece.blocks)
         behind = builder.add(builder.add(piece.weight, far), long(4 * DEEP))
         weight = builder.select(last, piece.following, behind)

@@ -13,11 +13,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import carray, cfunc, njit
+from numba import cfunc, njit
 
-from tutelage.models.kernels import BLOCK, F32, FAST, I64, ONE, SIGNATURE, exp, floats, normed, take, wide
+from tutelage.models.kernels import BLOCK, F32, FAST, I64, SIGNATURE, normed, take, wide
+from tutelage.models.product_kernel import biased, opened
 from tutelage.models.tile_instructions import (
-    AT_ONCE,
     DEEP,
     PARTS,
     SCRATCH,
@@ -33,6 +33,9 @@ from tutelage.models.tile_instructions import (
     tiles3,
     tiles4,
 )
+
+AT_ONCE = 3
+"""Blocks of x that stay in the first cache."""
 
 
 @njit(inline="always")
@@ -67,7 +70,7 @@ def strips(weight: Any, planes: Any, out: Any, numbers: Any) -> None:
                     behind = (block + most) * DEEP
                     following = weight + 4 * (start * depth + (behind if behind < depth else 0))
                 sizes = (depth, blocks, turn, number * PARTS * TILE, count, left, I64(block == 0))
-                piece = (here, following, following, x, there, scratch, *sizes)
+                piece = (here, following, x, there, scratch, *sizes)
                 if turn == 0:
                     begin(piece)
                 if several == 4:
@@ -129,14 +132,10 @@ def product(a: Any) -> None:
     while start < rows:
         end = min(start + unit, rows)
         strips(a[4], a[5], a[6], (start, end, depth, count, scratch))
-        if a[8] != 0:
-            bias, out = carray(floats(a[8]), (rows,)), carray(floats(a[6]), (rows, count))
-            for row in range(start, end):
-                for n in range(count):
-                    out[row, n] += bias[row]
+        biased(a, start, end)
         start = take(a) * unit
     release()
-    memory[0] = 0  # it lives until here
+    memory[0] = 0  # numba frees an array after its last use: here
 
 
 @cfunc(SIGNATURE, cache=True, fastmath=FAST, error_model="numpy")
@@ -151,12 +150,9 @@ def gated(a: Any) -> None:
         end = min(start + unit, rows)
         strips(a[4], a[6], a[7], (start, end, depth, count, scratch))
         strips(a[5], a[6], a[8], (start, end, depth, count, scratch))
-        cells, there = (end - start) * count, 4 * start * count
-        out, beside = carray(floats(a[7] + there), (cells,)), carray(floats(a[8] + there), (cells,))
-        for n in range(cells):
-            out[n] = out[n] / (ONE + exp(-out[n])) * beside[n]
+        opened(a, start, end)
         if a[10] != 0:
             laid(a[7], a[10], (start, end, I64(0), (count + UNIT - 1) // UNIT, count))
         start = take(a) * unit
     release()
-    memory[0] = 0  # it lives until here
+    memory[0] = 0  # numba frees an array after its last use: here

@@ -46,7 +46,7 @@ class Common:
     gemm: Literal["auto", "default", "onednn"] = "auto"
     """Which library multiplies float32 matrices on a CPU; auto: the faster one, measured at the start."""
     kernels: Literal["auto", "torch", "loops", "numba", "amx"] = "auto"
-    """What computes a decoding step on a CPU: PyTorch, compiled loops between its products, or compiled products too; auto: what is fastest here."""
+    """What computes a decoding step on a CPU: PyTorch, compiled loops between its products, or compiled products too (amx: by Intel's matrix unit); auto: what is fastest here."""
     chat_template: str | None = None
     """`chatml`, a template file, or (default) the tokenizer's own."""
     system: str | None = None

@@ -57,9 +57,9 @@ class Quickstart:
     gemm: Literal["auto", "default", "onednn"] = "auto"
     """Which library multiplies float32 matrices on a CPU; auto: the faster one, measured at the start."""
     kernels: Literal["auto", "torch", "loops", "numba", "amx"] = "auto"
-    """What computes a decoding step on a CPU: PyTorch, compiled loops between its products, or compiled products too; auto: what is fastest here."""
+    """What computes a decoding step on a CPU: PyTorch, compiled loops between its products, or compiled products too (amx: by Intel's matrix unit); auto: what is fastest here."""
     control: Literal["none", "shuffled_labels", "gold_reward"] = "none"
-    """For checking the claim: labels that say nothing (the win rate must stay at 1/2), or the hidden rule itself as the reward (the ceiling)."""
+    """For checking the claim: labels that say nothing (the win rate must stay at 1/2), or the hidden rule itself as the reward."""
 
 
 def main(cfg: Quickstart) -> Path:
