@@ -2,6 +2,9 @@
 
 python benchmarks/quickstart.py --folder build/quickstart [--only seed0]    10 to 30 minutes a run; finished ones are kept
 python benchmarks/quickstart.py --folder build/quickstart --collect         only the table, of the runs that are there
+python benchmarks/quickstart.py --folder build/new --earlier build/quickstart
+                                                only the policy and its evaluation anew: up to the reward model a run goes on from
+                                                the earlier one's files, and the table says at which commit those were made
 
 Writes benchmarks/results/quickstart.json with commit, command, minutes and memory of every run, and exits 1 where a bound is missed:
 a seed's lower bound above 60 %, shuffled labels' interval around 50 %, the reward model above a coin and the longer or shorter
@@ -16,6 +19,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +36,8 @@ RUNS = {
 }
 """Name -> flags of `tutelage quickstart`."""
 SAMPLED = ("prompts", "answers", "heldout")
-AS_SEED0 = {
-    "shuffled_labels": SAMPLED,
-    "gold_reward": (*SAMPLED, "feedback", "reward"),
-    "ppo": (*SAMPLED, "feedback", "reward"),
-}
+BEFORE_POLICY = (*SAMPLED, "feedback", "reward")
+AS_SEED0 = {"shuffled_labels": SAMPLED, "gold_reward": BEFORE_POLICY, "ppo": BEFORE_POLICY}
 """Control -> its stages that are seed 0's to the byte: where that run is there at the same commit they are copied, minutes too."""
 
 
@@ -46,10 +47,11 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("build/quickstart"))
     parser.add_argument("--only", choices=RUNS)
     parser.add_argument("--collect", action="store_true")
+    parser.add_argument("--earlier", type=Path, metavar="FOLDER", help="finished runs whose reward models are used")
     args = parser.parse_args()
     for name, flags in RUNS.items():
         if not args.collect and args.only in (None, name) and not (args.folder / name / "evaluation").is_dir():
-            run(args.folder / name, flags)
+            run(args.folder / name, flags, args.earlier)
     rows = [row(args.folder / name, name) for name in RUNS if (args.folder / name / "evaluation").is_dir()]
     RESULT.write_text(json.dumps({"command": "python benchmarks/quickstart.py", "runs": rows}, indent=1) + "\n")
     missed = [miss for one in rows for miss in misses(one)]
@@ -57,10 +59,10 @@ def main() -> None:
     sys.exit(1 if missed else 0)
 
 
-def run(folder: Path, flags: list[str]) -> None:
+def run(folder: Path, flags: list[str], earlier: Path | None) -> None:
     """One quickstart, resumed where it was interrupted; the commit that it ran at is kept beside it."""
     if not folder.is_dir():
-        begin_as_seed0(folder)
+        begin(folder, earlier)
     again = ["--resume"] if folder.is_dir() else []
     folder.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "tutelage.cli", "quickstart", "--out", str(folder), *flags, *again]
@@ -70,22 +72,37 @@ def run(folder: Path, flags: list[str]) -> None:
     if process.returncode:
         raise subprocess.CalledProcessError(process.returncode, command)
     unit = 1 if sys.platform == "darwin" else 1024
-    told = {"commit": commit(), "peak_memory_gb": round(used.ru_maxrss * unit / 1e9, 2)}
-    told_of(folder).write_text(json.dumps(told))
+    before = _told(folder)
+    peak = max(used.ru_maxrss * unit / 1e9, before.get("earlier", {}).get("peak_memory_gb", 0))
+    told_of(folder).write_text(json.dumps({**before, "commit": commit(), "peak_memory_gb": round(peak, 2)}))
 
 
-def begin_as_seed0(folder: Path) -> None:
-    """The stages that a control shares with seed 0; what follows runs anew."""
-    first, shared = folder.with_name("seed0"), AS_SEED0.get(folder.name, ())
-    told = json.loads(told_of(first).read_text(encoding="utf-8")) if told_of(first).is_file() else {}
-    if not shared or told.get("commit") != commit():
-        return
-    for stage in shared:
-        shutil.copytree(first / stage, folder / stage)
-    for name in ("stages.json", "minutes.json"):
-        text = (first / name).read_text(encoding="utf-8").replace(str(first), str(folder))
-        kept = {stage: value for stage, value in json.loads(text).items() if stage in shared}
+def begin(folder: Path, earlier: Path | None) -> None:
+    """A run begins with the stages that it shares: with its own earlier run, or with seed 0 at the same commit."""
+    shared = AS_SEED0.get(folder.name, ())
+    if earlier is not None:
+        first = earlier / folder.name
+        source, stages = (first, BEFORE_POLICY) if told_of(first).is_file() else (earlier / "seed0", shared)
+        copy_stages(source, folder, stages)
+        told = {**_told(source), "run": source.name, "stages": stages}
+        told_of(folder).write_text(json.dumps({"earlier": told}))
+    elif _told(folder.with_name("seed0")).get("commit") == commit():
+        copy_stages(folder.with_name("seed0"), folder, shared)
+
+
+def copy_stages(source: Path, folder: Path, stages: Sequence[str]) -> None:
+    """Finished stages of another run, as if they had run here, their minutes too."""
+    for stage in stages:
+        shutil.copytree(source / stage, folder / stage)
+    for name in ("stages.json", "minutes.json") if stages else ():
+        text = (source / name).read_text(encoding="utf-8").replace(str(source), str(folder))
+        kept = {stage: value for stage, value in json.loads(text).items() if stage in stages}
         (folder / name).write_text(json.dumps(kept, indent=1))
+
+
+def _told(folder: Path) -> dict[str, Any]:
+    path = told_of(folder)
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def told_of(folder: Path) -> Path:
@@ -102,7 +119,7 @@ def row(folder: Path, name: str) -> dict[str, Any]:
     return {
         "name": name,
         "flags": RUNS[name],
-        **json.loads(told_of(folder).read_text(encoding="utf-8")),
+        **_told(folder),
         "cpu": environment["cpu"],
         "threads": environment["threads"],
         "minutes": {stage: round(spent, 2) for stage, spent in data["minutes"].items()},

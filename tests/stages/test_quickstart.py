@@ -151,7 +151,7 @@ def test_shuffled_labels_say_nothing_and_the_gold_reward_is_the_rule(shared_grou
     assert honest["ceiling"] > 0.7
     assert abs(random["ceiling"] - 0.5) < 0.05
     prompt, answer = user("Why is the sky blue?"), Answer("The sky is blue because air scatters blue light most.")
-    assert gold_reward(prompt, [answer]) == [gold_score(prompt, answer)]
+    assert gold_reward(prompt, [answer]) == [gold_score(prompt, answer) / 0.07]  # the middle labeller's noise
 
 
 @pytest.fixture

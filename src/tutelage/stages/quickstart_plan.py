@@ -34,8 +34,9 @@ class Budget:
 FULL = Budget(960, 240, 4, 4, 2, 1.0, 24, 8, 6, 6, 48)
 QUICK = Budget(4, 4, 2, 2, 2, 0.5, 1, 2, 2, 1, 2, 10, tokens_per_pass=192)
 TEMPERATURE = 0.8
-KL_COEFFICIENT = 0.08
-"""Of GRPO, in its loss: at 0.04 the answers won as often and read stranger (KL 8 nats an answer; docs/log.md)."""
+KL_COEFFICIENT = 0.2
+"""Of GRPO, in its loss, beside rewards as they are: a reward model's scores are log-odds. Were they divided by their spread in a group,
+a model that learnt nothing would move the policy as far as one that knows (docs/log.md, 2026-11-22)."""
 REWARD_BATCH = 4
 HELDOUT_SHARE = 0.1
 """Of the user's own prompts with comparisons, for the reward model's test (`reward --heldout-share`'s default)."""
@@ -157,7 +158,8 @@ def _policy(cfg: Any, budget: Budget, folder: Path, comparisons: dict[str, Any])
             **comparisons,
         }
     method: dict[str, Any] = {"name": cfg.algorithm, "group_size": budget.group}
-    method["kl_coefficient"] = KL_COEFFICIENT if cfg.algorithm == "grpo" else 0.02
+    own = {"advantage": "center", "kl_coefficient": KL_COEFFICIENT}
+    method.update(own if cfg.algorithm == "grpo" else {"kl_coefficient": 0.02})
     reward = "tutelage.stages.simulate:gold_reward" if cfg.control == "gold_reward" else "@reward"
     return {
         "command": "rl",

@@ -79,8 +79,9 @@ def shuffled(records: Sequence[Comparison], seed: int) -> list[Comparison]:
 
 
 def gold_reward(prompt: Prompt, answers: list[Answer]) -> list[float]:
-    """The gold rule itself as a reward: the ceiling of what feedback could teach (a control, never the default)."""
-    return [gold_score(prompt, answer) for answer in answers]
+    """The gold rule itself as a reward, in the log-odds of the middle labeller: what a reward model could learn at best (a control)."""
+    middle = sorted(one.temperature for one in LABELLERS)[len(LABELLERS) // 2]
+    return [gold_score(prompt, answer) / middle for answer in answers]
 
 
 def label_quality(records: Sequence[Comparison]) -> dict[str, Any]:
