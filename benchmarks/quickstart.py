@@ -65,7 +65,17 @@ def run(folder: Path, flags: list[str], earlier: Path | None) -> None:
         begin(folder, earlier)
     again = ["--resume"] if folder.is_dir() else []
     folder.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "tutelage.cli", "quickstart", "--out", str(folder), *flags, *again]
+    command = [
+        sys.executable,
+        "-m",
+        "tutelage.cli",
+        "quickstart",
+        "--out",
+        str(folder),
+        *flags,
+        *choices(folder),
+        *again,
+    ]
     with subprocess.Popen(command) as process:
         _, status, used = os.wait4(process.pid, 0)  # of this process alone, and the peak of all its stages
         process.returncode = os.waitstatus_to_exitcode(status)
@@ -98,6 +108,14 @@ def copy_stages(source: Path, folder: Path, stages: Sequence[str]) -> None:
         text = (source / name).read_text(encoding="utf-8").replace(str(source), str(folder))
         kept = {stage: value for stage, value in json.loads(text).items() if stage in stages}
         (folder / name).write_text(json.dumps(kept, indent=1))
+
+
+def choices(folder: Path) -> list[str]:
+    """Flags that keep to what was measured to be fastest when the stages that are there ran."""
+    ledger = folder / "stages.json"
+    stages = json.loads(ledger.read_text(encoding="utf-8")) if ledger.is_file() else {}
+    settings = next(iter(stages.values()), {}).get("settings", {})
+    return [part for name in ("gemm", "kernels") if name in settings for part in (f"--{name}", settings[name])]
 
 
 def _told(folder: Path) -> dict[str, Any]:

@@ -22,7 +22,8 @@ def finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         for stage in ("prompts", *STAGES):
             (run / stage).mkdir(parents=True)
             (run / stage / "kept.txt").write_text(f"{name} {stage}")
-        settings = {stage: {"settings": {"data": f"{run}/prompts/train.jsonl"}} for stage in STAGES}
+        ran = {"data": f"{run}/prompts/train.jsonl", "gemm": "default", "kernels": "numba"}
+        settings = {stage: {"settings": ran} for stage in STAGES}
         (run / "stages.json").write_text(json.dumps(settings))
         (run / "minutes.json").write_text(json.dumps(dict.fromkeys(STAGES, 2.0)))
         quickstart.told_of(run).write_text(json.dumps({"commit": "abc", "peak_memory_gb": PEAK}))
@@ -57,6 +58,8 @@ def test_a_policy_is_trained_anew_on_the_reward_model_of_an_earlier_run(finished
         told = json.loads(quickstart.told_of(run).read_text())["earlier"]
         assert (told["commit"], told["run"], told["peak_memory_gb"]) == ("abc", source, PEAK)
         assert "rl" not in told["stages"]
+        assert quickstart.choices(run) == ["--gemm", "default", "--kernels", "numba"]
+    assert quickstart.choices(finished.with_name("new") / "seed1") == []
 
 
 def of(low: float, high: float, name: str = "seed0", minutes: float = 25.0) -> dict:

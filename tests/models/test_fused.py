@@ -265,3 +265,32 @@ def test_without_numba_or_the_thread_pool_pytorch_decodes(monkeypatch):
         fused.choose_kernels("loops", CPU)
     with pytest.raises(ValueError, match="GOMP_parallel"):
         fused.choose_kernels("numba", CPU)
+
+
+LIFETIMES = """
+from tutelage.models import fused
+from tutelage.models.asking import attending
+
+kernels = [attending(64, 3)] + ([] if fused.no_matrix_unit() else [fused.compiled("tile_kernel").product])
+for kernel in kernels:
+    print("kernel")
+    lines = [line.strip() for line in kernel.inspect_llvm().splitlines()]
+    for number, line in enumerate(lines):
+        if "NRT_decref(ptr nonnull" in line and "define" not in line:
+            print(lines[number + 1])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(bool(fused.missing()), reason=f"hardware: {fused.missing()}")
+def test_a_kernels_own_memory_lives_until_it_returns(tmp_path):
+    """Numba frees an array after its last use, and an address is none; what it has kept on disk cannot be looked into."""
+    environment = {**os.environ, "TUTELAGE_CACHE": str(tmp_path)}
+    told = subprocess.run(
+        [sys.executable, "-c", LIFETIMES], env=environment, capture_output=True, text=True, check=True
+    )
+    kernels = told.stdout.split("kernel\n")[1:]
+    assert len(kernels) == (1 if fused.no_matrix_unit() else 2)
+    for after in kernels:
+        assert after.split() != [], "it has memory of its own"
+        assert all(line.startswith(("ret ", "br label %common.ret")) for line in after.splitlines()), after
