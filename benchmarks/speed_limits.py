@@ -9,20 +9,26 @@ from torch import nn
 
 from speed_work import Work
 from tutelage.models.floors import FORWARD, Network, decode, optimizer, passes, prefill
+from tutelage.models.gemm import Gemm, missing, multiplying
 from tutelage.models.hardware import Machine, measure
 
 CPU = torch.device("cpu")
 
 
 class Limits:
-    """Measures the machine again and again; what disturbs a measurement only ever slows it, so the best one counts."""
+    """Measures the machine again and again; what disturbs a measurement only ever slows it, so the best one counts.
+
+    F is that of PyTorch's products, which both sides have; beside it that of the matrix unit's, where there is one.
+    """
 
     def __init__(self) -> None:
-        self.machine: Machine = measure(torch.float32, CPU)
+        self.machine: Machine = _measured("default")
+        self.unit: Machine | None = None if missing("amx", CPU) else _measured("amx")
 
     def look(self) -> Machine:
         """The best so far, with a new measurement."""
-        self.machine = self.machine.best(measure(torch.float32, CPU))
+        self.machine = self.machine.best(_measured("default"))
+        self.unit = self.unit and self.unit.best(_measured("amx"))
         return self.machine
 
     def floors(self, kind: str, work: Work, module: nn.Module) -> dict[str, Any]:
@@ -30,7 +36,15 @@ class Limits:
         machine, network = self.look(), Network.of(module)
         assert network is not None
         phases = {"decode": _decode, "grpo": _grpo, "sft": _update, "dpo": _dpo, "reward": _scores}[kind]
-        return {"machine": machine.to_json(), "floor": phases(machine, network, work)}
+        found: dict[str, Any] = {"machine": machine.to_json(), "floor": phases(machine, network, work)}
+        if self.unit is not None:
+            found |= {"unit_flops": self.unit.flops, "floor_of_unit": phases(self.unit, network, work)}
+        return found
+
+
+def _measured(gemm: Gemm) -> Machine:
+    with multiplying(gemm):
+        return measure(torch.float32, CPU)
 
 
 def _decode(machine: Machine, network: Network, work: Work) -> dict[str, float]:

@@ -97,6 +97,8 @@ def summary(row: Row, repetitions: Sequence[Mapping[str, Mapping[str, Any]]]) ->
         if found["fraction_of_limit"] > 1:
             raise RuntimeError(f"{row.name}: {seconds['ours']:.3g} s is below the floor of {floor:.3g} s")
         found["machine"] = last["machine"]
+    if "floor_of_unit" in last:
+        found["fraction_of_unit"] = sum(last["floor_of_unit"].values()) / seconds["ours"]
     return found
 
 

@@ -78,6 +78,11 @@ def _lines(row: Row, result: Result) -> list[str]:
         floor = sum(result["repetitions"][-1]["ours"]["floor"].values())
         cells = f"{ours:.1f} s | {floor:.1f} s | **{share:.0%}** | >= {row.limit:.0%} | {verdict(share, row.limit)}"
         lines.append(f"| the same, as a share of the limit | the floor | {cells} |")
+    if row.limit and "fraction_of_unit" in result:
+        last = result["repetitions"][-1]["ours"]
+        floor, rate = sum(last["floor_of_unit"].values()), last["unit_flops"] / 1e9
+        cells = f"{ours:.1f} s | {floor:.1f} s | {result['fraction_of_unit']:.0%} | |"
+        lines.append(f"| the same, where the matrix unit's {rate:.0f} GFLOP/s are the limit | the floor | {cells} |")
     return lines
 
 

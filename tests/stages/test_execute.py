@@ -50,10 +50,10 @@ def command(monkeypatch):
 
 def test_what_was_measured_once_holds_for_the_whole_run(command, monkeypatch, tmp_path):
     folder, before = str(tmp_path / "run"), torch.backends.mkldnn.matmul.fp32_precision
-    monkeypatch.setattr(gemm, "speedup", lambda: 2.0)
+    monkeypatch.setattr(gemm, "speedup", lambda which: 2.0)
     assert command(Settings(folder)) == (Settings(folder, gemm="onednn", kernels="numba"), "bf16")
     assert torch.backends.mkldnn.matmul.fp32_precision == before
-    monkeypatch.setattr(gemm, "speedup", lambda: 1.0)  # a busier minute
+    monkeypatch.setattr(gemm, "speedup", lambda which: 1.0)  # a busier minute
     monkeypatch.setattr(fused, "missing", lambda: "uninstalled since")
     with pytest.raises(ValueError, match="uninstalled since"):
         command(Settings(folder, resume=True))

@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tutelage.models.compiled import MATRIX_UNIT, MODULES, compiled
+from tutelage.models.compiled import CROSSING, MATRIX_UNIT, MODULES, compiled
 from tutelage.models.matrix_unit import refused
 
 Kernels = Literal["torch", "loops", "numba", "amx"]
@@ -27,7 +27,7 @@ Kernels = Literal["torch", "loops", "numba", "amx"]
 FASTER = 1.05
 """How much faster the compiled product must be: 1.2 to 1.4 was seen, with AVX-512; below 1 without."""
 MOST_COLUMNS = 512
-"""From there on PyTorch's products are as fast."""
+"""From there on PyTorch's products are as fast as those of the vectors."""
 TURNS, MOST_UNITS = 4, 4
 """A thread takes rows at least so many times, where there are enough: one that is slowed down then takes fewer. Many rows at
 once are 3 to 5 % faster (docs/log.md, 2026-11-22)."""
@@ -85,7 +85,7 @@ def missing() -> str:
     try:
         _pool()
         for module in MODULES:
-            if module != MATRIX_UNIT:
+            if module not in (MATRIX_UNIT, CROSSING):
                 compiled(module)
     except Exception as error:  # whatever a compiler or a system without this pool can raise: PyTorch does the same
         return f"{type(error).__name__}: {error}".splitlines()[0]
@@ -99,6 +99,7 @@ def no_matrix_unit() -> str:
         reason = refused()
         if not reason:
             compiled(MATRIX_UNIT)
+            compiled(CROSSING)
     except Exception as error:  # as in `missing`
         return f"{type(error).__name__}: {error}".splitlines()[0]
     return reason
@@ -127,7 +128,9 @@ def fits(x: Tensor) -> bool:
 def multiplies(weight: Float[Tensor, "N K"], x: Float[Tensor, "K C"]) -> bool:
     """Whether the compiled product runs now, and takes these."""
     laid = weight.is_contiguous() and x.is_contiguous() and weight.dtype == torch.float32
-    return has_products() and fits(x) and laid and x.shape[1] <= MOST_COLUMNS
+    if not (has_products() and fits(x) and laid):
+        return False
+    return x.shape[1] <= MOST_COLUMNS or hasattr(multiplying(weight), "split")
 
 
 def has_products() -> bool:

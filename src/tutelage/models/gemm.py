@@ -1,4 +1,5 @@
-"""Which library multiplies float32 matrices on a CPU: PyTorch's default (MKL on x86) or oneDNN, whichever is faster here.
+"""Which library multiplies float32 matrices on a CPU: PyTorch's default (MKL on x86), oneDNN, or our products on Intel's matrix
+unit (`models/matrix_products.py`; only those of linear layers and heads), whichever is fastest here.
 
 On an AMD CPU with AVX-512 oneDNN multiplied the same float32 numbers 2.2 times as fast as MKL (docs/log.md, 2026-11-21).
 PyTorch reaches oneDNN only through a setting that also permits rounding the inputs to bfloat16, which oneDNN does
@@ -10,28 +11,49 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import Literal, cast, get_args
 
 import torch
 
-Gemm = Literal["default", "onednn"]
+Gemm = Literal["default", "onednn", "amx"]
 FASTER = 1.15
-"""How much faster oneDNN must be: below that the choice would change from run to run."""
+"""How much faster than the default another must be: below that the choice would change from run to run."""
+_chosen: list[Gemm] = ["default"]
 
 
 def choose_gemm(wanted: str, device: torch.device) -> Gemm:
-    """`auto`: oneDNN where it is faster and gives float32's result, measured in 0.1 s; the default elsewhere.
+    """`auto`: the fastest of those that give float32's result, measured in 0.2 s; the default elsewhere than on a CPU.
 
-    Raises ValueError for an unknown name, and for oneDNN where there is none.
+    Raises ValueError for an unknown name, and for one that cannot multiply here, with the reason.
     """
-    if wanted not in ("auto", "default", "onednn"):
-        raise ValueError(f"gemm: got {wanted!r}; allowed: auto, default, onednn")
-    here = device.type == "cpu" and torch.backends.mkldnn.is_available()
-    if wanted == "onednn" and not here:
-        raise ValueError(f"gemm: onednn multiplies on CPUs only, and only where PyTorch has it; the device is {device}")
+    if wanted not in ("auto", *get_args(Gemm)):
+        raise ValueError(f"gemm: got {wanted!r}; allowed: auto, {', '.join(get_args(Gemm))}")
     if wanted == "auto":
-        return "onednn" if here and rounding("onednn") < 2**-16 and speedup() > FASTER else "default"
-    return "onednn" if wanted == "onednn" else "default"
+        return _fastest(device)
+    gemm = cast(Gemm, wanted)
+    if reason := missing(gemm, device):
+        raise ValueError(f"gemm: {gemm} cannot multiply here: {reason}")
+    return gemm
+
+
+def missing(gemm: Gemm, device: torch.device) -> str:
+    """Why it cannot multiply on this device; empty where it can."""
+    from tutelage.models.fused import no_matrix_unit
+
+    if gemm == "default":
+        return ""
+    if device.type != "cpu":
+        return f"it multiplies on CPUs only; the device is {device}"
+    if gemm == "amx":
+        return no_matrix_unit()
+    return "" if torch.backends.mkldnn.is_available() else "this PyTorch has none"
+
+
+def _fastest(device: torch.device) -> Gemm:
+    others: list[Gemm] = [gemm for gemm in ("onednn", "amx") if not missing(gemm, device)]
+    gained: dict[Gemm, float] = {gemm: speedup(gemm) for gemm in others if gemm == "amx" or rounding(gemm) < 2**-16}
+    gained["default"] = FASTER
+    return max(gained, key=lambda gemm: gained[gemm])
 
 
 @contextmanager
@@ -40,15 +62,17 @@ def multiplying(gemm: Gemm) -> Iterator[None]:
     matmul = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
     before = matmul.fp32_precision
     matmul.fp32_precision = "bf16" if gemm == "onednn" else "ieee"
+    _chosen.append(gemm)
     try:
         yield
     finally:
         matmul.fp32_precision = before
+        _chosen.pop()
 
 
 def in_use() -> Gemm:
     """Which one multiplies now."""
-    return "onednn" if torch.backends.mkldnn.matmul.fp32_precision == "bf16" else "default"  # type: ignore[attr-defined]
+    return _chosen[-1]
 
 
 def rounding(gemm: Gemm) -> float:
@@ -59,17 +83,20 @@ def rounding(gemm: Gemm) -> float:
         return float(((x @ w) - exact).abs().max() / exact.abs().max())
 
 
-def speedup() -> float:
-    """How much faster oneDNN is than the default at a training step's shape: best of five each, alternating."""
-    x, w = _matrices(256, 576, 1536)
-    best: dict[Gemm, float] = {"default": float("inf"), "onednn": float("inf")}
+def speedup(gemm: Gemm) -> float:
+    """How much faster than the default it is at a training step's shape: best of five each, alternating."""
+    from tutelage.models.matrix_products import by_rows
+
+    x, w = _matrices(1024, 576, 1536)
+    weight = w.t().contiguous()
+    best: dict[Gemm, float] = {"default": float("inf"), gemm: float("inf")}
     for _ in range(6):  # the first one warms up; the best hides it
-        for gemm in best:
-            with multiplying(gemm):
+        for each in best:
+            with multiplying(each):
                 begun = time.perf_counter()
-                torch.mm(x, w)
-                best[gemm] = min(best[gemm], time.perf_counter() - begun)
-    return best["default"] / best["onednn"]
+                by_rows(x, weight) if each == "amx" else torch.mm(x, weight.t())
+                best[each] = min(best[each], time.perf_counter() - begun)
+    return best["default"] / best[gemm]
 
 
 def _matrices(rows: int, inner: int, columns: int) -> tuple[torch.Tensor, torch.Tensor]:

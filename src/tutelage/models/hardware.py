@@ -16,7 +16,8 @@ from typing import Any
 import torch
 
 from tutelage.memory import NOTE
-from tutelage.models.gemm import Gemm, multiplying, rounding
+from tutelage.models.gemm import Gemm, in_use, multiplying, rounding
+from tutelage.models.matrix_products import by_rows
 
 SECONDS = 0.15
 """How long each of the two is measured."""
@@ -106,7 +107,10 @@ def conditions(dtype: torch.dtype, device: torch.device) -> Machine:
 
 
 def product_rate(dtype: torch.dtype, device: torch.device, seconds: float = SECONDS) -> float:
-    """F: FLOP/s of the best of several large matrix products, 2 n k m FLOP each, by whichever library is fastest."""
+    """F: FLOP/s of the best of several large matrix products, 2 n k m FLOP each, by whichever library is fastest.
+
+    The matrix unit's products count where it multiplies now.
+    """
     shapes = PRODUCTS["cpu" if device.type == "cpu" else "other"]
     libraries = _libraries(dtype, device)
     each = seconds / (len(shapes) * len(libraries))
@@ -115,16 +119,19 @@ def product_rate(dtype: torch.dtype, device: torch.device, seconds: float = SECO
         a, b = torch.ones(n, k, dtype=dtype, device=device), torch.ones(k, m, dtype=dtype, device=device)
         out = torch.empty(n, m, dtype=dtype, device=device)
         for library in libraries:
+            multiply: Callable[..., Any] = by_rows if library == "amx" else lambda a, b, out: torch.mm(a, b, out=out)
             with multiplying(library):
-                once = fastest(lambda a=a, b=b, out=out: torch.mm(a, b, out=out), device, each)
+                once = fastest(lambda a=a, b=b, out=out, multiply=multiply: multiply(a, b, out), device, each)
             rates.append(2 * n * k * m / once)
     return max(rates)
 
 
 def _libraries(dtype: torch.dtype, device: torch.device) -> tuple[Gemm, ...]:
-    """Of float32 on a CPU also oneDNN, where it does not round."""
-    both = dtype == torch.float32 and device.type == "cpu" and torch.backends.mkldnn.is_available()
-    return ("default", "onednn") if both and rounding("onednn") < 2**-16 else ("default",)
+    """Of float32 on a CPU also oneDNN, where it does not round, and the matrix unit, where it multiplies now."""
+    if dtype != torch.float32 or device.type != "cpu":
+        return ("default",)
+    exact = torch.backends.mkldnn.is_available() and rounding("onednn") < 2**-16
+    return ("default", *(["onednn"] if exact else []), *(["amx"] if in_use() == "amx" else []))
 
 
 def read_rate(device: torch.device, seconds: float = SECONDS) -> float:

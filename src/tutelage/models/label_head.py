@@ -13,6 +13,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from tutelage.models.matrix_products import by_columns, by_rows, by_tokens, takes
+
 CHUNK = 512
 """Labels whose logits over the whole vocabulary exist at the same time: 512 x 49,152 x 4 B = 96 MiB."""
 ROWS, WORDS = 1024, 8192
@@ -51,7 +53,7 @@ class _LabelHead(torch.autograd.Function):
                 if slopes is not None and so_far is not None:
                     top = torch.maximum(so_far[rows], highest[part, rows])
                     p.mul_(((highest[part, rows] - top).exp_() / peak[part, rows])[:, None])  # exp(logit - top)
-                    slopes[rows].mul_((so_far[rows] - top).exp_()[:, None]).addmm_(p, weight[words])
+                    _add(slopes[rows].mul_((so_far[rows] - top).exp_()[:, None]), p, weight[words])
                     so_far[rows] = top
         # Differences of logits before anything else: norm - logit loses the digits that a large norm has no room for.
         log_sum = (highest - highest.amax(0)).sub_(peak.log_())
@@ -90,9 +92,9 @@ class _LabelHead(torch.autograd.Function):
                 here, column = _columns(labels[rows], words)
                 slope.scatter_add_(1, column, (grad_logp[rows] * here)[:, None])
                 if into_hidden is not None:
-                    into_hidden[rows].addmm_(slope, weight[words])
+                    _add(into_hidden[rows], slope, weight[words])
                 if into_weight is not None:
-                    into_weight[words].addmm_(slope.T, cooled[rows], beta=float(rows.start > 0))
+                    _add_across(into_weight[words], slope, cooled[rows], first=rows.start == 0)
         return None if into_hidden is None else _cooled(into_hidden, ctx.temperature), into_weight, None, None
 
 
@@ -110,7 +112,28 @@ def _pieces(hidden: Float[Tensor, "N D"], weight: Float[Tensor, "V D"]) -> tuple
 
 def _logits(hidden: Float[Tensor, "n D"], weight: Float[Tensor, "v D"], room: Float[Tensor, "R"]) -> Tensor:
     """hidden W^T [n, v] in `room`."""
-    return torch.mm(hidden, weight.T, out=room[: len(hidden) * len(weight)].view(len(hidden), len(weight)))
+    out = room[: len(hidden) * len(weight)].view(len(hidden), len(weight))
+    return by_rows(hidden, weight, out) if takes(hidden, weight) else torch.mm(hidden, weight.T, out=out)
+
+
+def _add(total: Float[Tensor, "n D"], slope: Float[Tensor, "n v"], weight: Float[Tensor, "v D"]) -> None:
+    """total += slope W."""
+    if takes(slope, weight):
+        total += by_columns(slope, weight)
+    else:
+        total.addmm_(slope, weight)
+
+
+def _add_across(
+    total: Float[Tensor, "v D"], slope: Float[Tensor, "n v"], hidden: Float[Tensor, "n D"], *, first: bool
+) -> None:
+    """total += slope^T hidden; what was there before the `first` does not count."""
+    if not takes(slope, total):
+        total.addmm_(slope.T, hidden, beta=float(not first))
+    elif first:
+        by_tokens(slope, hidden, total)
+    else:
+        total += by_tokens(slope, hidden)
 
 
 def _shaped(room: Float[Tensor, "R"], like: Float[Tensor, "n v"]) -> Float[Tensor, "n v"]:

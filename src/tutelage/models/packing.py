@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, PretrainedConfig, PreTrainedModel
 
 from tutelage.data.batch import Rows, Sequences, row_keys
-from tutelage.models import line_forward
+from tutelage.models import line_forward, matrix_products
 from tutelage.models.attention import Look, Span, attend_spans
 from tutelage.models.line import Line, Piece, continuations, rows_of
 from tutelage.models.line_forward import windowed
@@ -146,7 +146,7 @@ def packed_attention(backbone: PreTrainedModel) -> Iterator[None]:
 def packed_hidden(backbone: PreTrainedModel, packed: Packed) -> Float[Tensor, "N D"]:
     """The last hidden state of every packed token."""
     ours = line_forward.standing_in(backbone) if line_forward.runs_here(backbone) else packed_attention(backbone)
-    with ours:
+    with ours, matrix_products.standing_in(backbone):
         out = backbone(input_ids=packed.input_ids, position_ids=packed.positions, use_cache=False, layout=packed)
     return out.last_hidden_state[0]
 

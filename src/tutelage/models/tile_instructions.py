@@ -28,6 +28,8 @@ SIDE_BY_SIDE = 4
 WEIGHT, ASKED = SIDE_BY_SIDE, 7
 """The first of W's three, and the one for x."""
 SMALL = ir.IntType(8)
+SECOND = 2
+"""The cache that is asked to keep what comes later (LLVM's number: 3 the first, 2 the second)."""
 HALF, TOP = 0x8000, 0xFFFF0000 - (1 << 32)
 SCRATCH = 2 * PARTS * TILE + TILE
 """A thread's own bytes: W's parts of two blocks in turn, and a tile of the result that is cut off."""
@@ -63,6 +65,8 @@ class Piece(NamedTuple):
     following: Any
     """The next piece's weights: those of its first block are split meanwhile, the others asked for."""
     planes: Any
+    later: Any
+    """Tiles of columns that will be multiplied after these: a part of them, for this piece to ask for."""
     out: Any
     scratch: Any
     depth: Any
@@ -132,11 +136,13 @@ class Tiles(Splitting):
         weight = builder.select(last, piece.following, behind)
         for part in range(PARTS):
             self._load(WEIGHT + part, builder.add(here, long(part * TILE)), long(4 * LANES))
-        planes = builder.add(piece.planes, builder.mul(block, piece.across))
+        planes, later = (builder.add(start, builder.mul(block, piece.across)) for start in (piece.planes, piece.later))
         rows = iter(range(UNIT))
         for part in range(PARTS):
             for tile in range(self.count):
-                self._load(ASKED, builder.add(planes, long((tile * PARTS + part) * TILE)), long(4 * LANES))
+                number = tile * PARTS + part
+                self._load(ASKED, builder.add(planes, long(number * TILE)), long(4 * LANES))
+                self.ask_for(builder.add(later, long(number * 4 * LANES)), SECOND)
                 for other in range(PARTS - part):
                     self.unit("tdpbf16ps", tile, WEIGHT + other, ASKED)
                 for _, row in zip(range(-(-UNIT // (2 * self.count))), rows, strict=False):

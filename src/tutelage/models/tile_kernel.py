@@ -19,6 +19,7 @@ from tutelage.models.kernels import BLOCK, F32, FAST, I64, SIGNATURE, normed, ta
 from tutelage.models.product_kernel import biased, opened
 from tutelage.models.tile_instructions import (
     DEEP,
+    LANES,
     PARTS,
     SCRATCH,
     SIDE_BY_SIDE,
@@ -52,15 +53,18 @@ def strips(weight: Any, planes: Any, out: Any, numbers: Any) -> None:
 
     Of x a few blocks stay in the first cache for all of these rows; what is summed so far waits in `out`.
     """
-    start, end, depth, count, scratch = numbers
+    start, end, depth, count, scratch, at_once = numbers
     number = (count + UNIT - 1) // UNIT
     for first in range(0, number, SIDE_BY_SIDE):
         several = min(I64(SIDE_BY_SIDE), number - first)
         left = min(I64(UNIT), count - (first + several - 1) * UNIT)
-        most = I64(AT_ONCE) if left == UNIT else depth // DEEP  # a tile that is cut off cannot go on from memory
+        most = at_once if left == UNIT else depth // DEEP  # a tile that is cut off cannot go on from memory
         turn = I64(0)
         for block in range(0, depth // DEEP, most):
             blocks = min(most, depth // DEEP - block)
+            later = planes + (first + SIDE_BY_SIDE if first + SIDE_BY_SIDE < number else 0) * PARTS * TILE
+            if block + most < depth // DEEP:
+                later = planes + ((block + most) * number + first) * PARTS * TILE
             for row in range(start, end, UNIT):
                 here = weight + 4 * (row * depth + block * DEEP)
                 x = planes + (block * number + first) * PARTS * TILE
@@ -70,7 +74,7 @@ def strips(weight: Any, planes: Any, out: Any, numbers: Any) -> None:
                     behind = (block + most) * DEEP
                     following = weight + 4 * (start * depth + (behind if behind < depth else 0))
                 sizes = (depth, blocks, turn, number * PARTS * TILE, count, left, I64(block == 0))
-                piece = (here, following, x, there, scratch, *sizes)
+                piece = (here, following, x, later, there, scratch, *sizes)
                 if turn == 0:
                     begin(piece)
                 if several == 4:
@@ -82,6 +86,7 @@ def strips(weight: Any, planes: Any, out: Any, numbers: Any) -> None:
                 else:
                     tiles1(piece)
                 turn += blocks
+                later += several * PARTS * 4 * LANES
 
 
 @njit(inline="always")
@@ -124,15 +129,22 @@ def norm(a: Any) -> None:
 
 @cfunc(SIGNATURE, cache=True)
 def product(a: Any) -> None:
-    """out [N, C] = W [N, K] x + bias [N], where there is one; N in whole tiles, x as `split` leaves it."""
+    """out [N, C] = W [N, K] x + bias [N], where there is one; x as `split` leaves it, N at least a tile.
+
+    Rows behind the last whole tile are summed with those before them, once more: each in one go, from nothing.
+    """
     rows, depth, count, unit = a[1], a[2], a[3], a[7]
+    whole = rows // UNIT * UNIT
     memory = np.empty(SCRATCH + 64, dtype=np.uint8)
     scratch = own(memory)
     start = take(a) * unit
-    while start < rows:
-        end = min(start + unit, rows)
-        strips(a[4], a[5], a[6], (start, end, depth, count, scratch))
-        biased(a, start, end)
+    while start < whole:
+        end, at_once = min(start + unit, whole), I64(AT_ONCE)
+        while start < end:
+            strips(a[4], a[5], a[6], (start, end, depth, count, scratch, at_once))
+            biased(a, start, end)
+            behind = end == whole and whole < rows
+            start, end, at_once = (rows - UNIT, rows, depth // DEEP) if behind else (end, end, at_once)
         start = take(a) * unit
     release()
     memory[0] = 0  # numba frees an array after its last use: here
@@ -148,8 +160,8 @@ def gated(a: Any) -> None:
     start = take(a) * unit
     while start < rows:
         end = min(start + unit, rows)
-        strips(a[4], a[6], a[7], (start, end, depth, count, scratch))
-        strips(a[5], a[6], a[8], (start, end, depth, count, scratch))
+        strips(a[4], a[6], a[7], (start, end, depth, count, scratch, I64(AT_ONCE)))
+        strips(a[5], a[6], a[8], (start, end, depth, count, scratch, I64(AT_ONCE)))
         opened(a, start, end)
         if a[10] != 0:
             laid(a[7], a[10], (start, end, I64(0), (count + UNIT - 1) // UNIT, count))

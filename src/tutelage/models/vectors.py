@@ -86,10 +86,10 @@ class Vectors:
         lanes = ir.Constant(self.whole, list(range(self.lanes)))
         return self.builder.icmp_signed("<", lanes, self.spread(self.builder.trunc(count, INT), INT))
 
-    def ask_for(self, address: Any) -> None:
-        """Fetch what lies there into the cache, meanwhile."""
+    def ask_for(self, address: Any, cache: int = 3) -> None:
+        """Fetch what lies there into the first cache (3) or the second (2), meanwhile."""
         ahead = self.function(ir.VoidType(), [BYTES, INT, INT, INT], "llvm.prefetch.p0")
-        read, keep, data = (ir.Constant(INT, each) for each in (0, 3, 1))
+        read, keep, data = (ir.Constant(INT, each) for each in (0, cache, 1))
         self.builder.call(ahead, [self.builder.inttoptr(address, BYTES), read, keep, data])
 
     def add(self, x: Any, y: Any) -> Any:

@@ -57,7 +57,7 @@ class Bench:
     """Where the model runs."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Precision of frozen weights and of the forward pass."""
-    gemm: Literal["auto", "default", "onednn"] = "auto"
+    gemm: Literal["auto", "default", "onednn", "amx"] = "auto"
     """Which library multiplies float32 matrices on a CPU; auto: the faster one, measured at the start."""
     kernels: Literal["auto", "torch", "loops", "numba", "amx"] = "auto"
     """What computes a decoding step on a CPU: PyTorch, compiled loops between its products, or compiled products too; auto: what is fastest here."""

@@ -28,7 +28,7 @@ from tutelage.training.rollouts import RolloutSource
 from tutelage.training.work import Passes
 
 HARDWARE = "hardware.json"
-PRODUCTS = {"onednn": "oneDNN", "default": "PyTorch's default library"}
+PRODUCTS = {"onednn": "oneDNN", "amx": "the matrix unit", "default": "PyTorch's default library"}
 STEPS = {
     "amx": "compiled kernels and the matrix unit (AMX)",
     "numba": "compiled kernels and products",

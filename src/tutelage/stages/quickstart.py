@@ -54,7 +54,7 @@ class Quickstart:
     """Steps of policy training (default: the budget's)."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where the model runs."""
-    gemm: Literal["auto", "default", "onednn"] = "auto"
+    gemm: Literal["auto", "default", "onednn", "amx"] = "auto"
     """Which library multiplies float32 matrices on a CPU; auto: the faster one, measured at the start."""
     kernels: Literal["auto", "torch", "loops", "numba", "amx"] = "auto"
     """What computes a decoding step on a CPU: PyTorch, compiled loops between its products, or compiled products too (amx: by Intel's matrix unit); auto: what is fastest here."""

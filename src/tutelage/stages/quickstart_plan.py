@@ -34,7 +34,7 @@ class Budget:
 FULL = Budget(960, 240, 4, 4, 2, 1.0, 24, 8, 6, 6, 48)
 QUICK = Budget(4, 4, 2, 2, 2, 0.5, 1, 2, 2, 1, 2, 10, tokens_per_pass=192)
 TEMPERATURE = 0.8
-KL_COEFFICIENT = 0.2
+KL_COEFFICIENT = 0.12
 """Of GRPO, in its loss, beside rewards as they are: a reward model's scores are log-odds. Were they divided by their spread in a group,
 a model that learnt nothing would move the policy as far as one that knows (docs/log.md, 2026-11-22)."""
 REWARD_BATCH = 4
@@ -130,7 +130,7 @@ def _reward(budget: Budget, prompts: int, kept_aside: float) -> dict[str, Any]:
             "schedule": "linear",
             "warmup_steps": 4,
             "weight_decay": 0.01,
-            "save_every": 20,
+            "save_every": 60,
             "keep_checkpoints": 1,
             "tokens_per_pass": budget.tokens_per_pass,
         },
