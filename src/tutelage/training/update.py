@@ -95,9 +95,13 @@ def clip_gradients(parameters: Sequence[nn.Parameter], limit: float) -> float:
 
     Raises ValueError for a norm that is not finite: stepping would destroy the weights.
     """
-    norm = float(torch.nn.utils.clip_grad_norm_(parameters, limit))
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    total = torch.nn.utils.get_total_norm(gradients)
+    norm = float(total)
     if norm != norm or norm == float("inf"):
         raise ValueError(
             f"the gradient's norm is {norm}; lower the learning rate, or look for extreme rewards in samples.jsonl"
         )
+    if norm > limit:  # otherwise all of them would be multiplied by 1
+        torch.nn.utils.clip_grads_with_norm_(parameters, limit, total)
     return norm
