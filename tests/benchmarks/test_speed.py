@@ -144,6 +144,10 @@ def test_a_summary_by_hand() -> None:
     assert found["ratio"] == {"median": 2.5, "min": 2.0, "max": 4.0}
     assert found["peak_mb"] == {"ours": 400.0, "rival": 1000.0}
     assert found["fraction_of_limit"] == pytest.approx(0.7)
+    assert "fraction_of_unit" not in found
+    faster = {"floor_of_unit": {"update": 0.75, "optimizer": 0.25}, "unit_flops": 6e11}
+    found = summary(ROWS[1], [{"ours": unit(2.5, **floor, **faster), "rival": unit(8.0)}])
+    assert found["fraction_of_unit"] == pytest.approx(0.4)
     with pytest.raises(RuntimeError, match="below the floor"):
         summary(ROWS[1], [{"ours": unit(1.0, **floor), "rival": unit(2.0)}])
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from tutelage.memory import NOTE
-from tutelage.models import hardware
+from tutelage.models import fused, hardware
+from tutelage.models.gemm import multiplying
 from tutelage.models.hardware import (
     Machine,
     allocator,
@@ -61,6 +62,21 @@ def test_a_product_counts_two_operations_a_term(monkeypatch):
     monkeypatch.setattr(hardware, "fastest", lambda work, device, seconds: 0.5)
     monkeypatch.setattr(hardware, "PRODUCTS", {"cpu": ((512, 512, 512), (256, 512, 512))})
     assert product_rate(torch.float32, CPU) == 2**28 / 0.5
+
+
+@pytest.mark.skipif(bool(fused.no_matrix_unit()), reason=f"hardware: {fused.no_matrix_unit()}")
+def test_the_matrix_units_products_count_where_it_multiplies(monkeypatch):
+    """In a run whose products it makes a phase could be below the floor of PyTorch's; elsewhere it is nobody's limit."""
+    asked: list[str] = []
+    monkeypatch.setattr(hardware, "by_rows", lambda a, b, out: asked.append("unit"))
+    product_rate(torch.float32, CPU, 0.01)
+    assert asked == []
+    with multiplying("amx"):
+        product_rate(torch.float32, CPU, 0.01)
+        assert set(asked) == {"unit"}
+        asked.clear()
+        product_rate(torch.float64, CPU, 0.01)
+    assert asked == []
 
 
 def test_a_read_counts_the_bytes_of_a_buffer_beyond_the_cache(monkeypatch, tmp_path):
