@@ -20,6 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tutelage.models.compiled import CROSSING, MATRIX_UNIT, MODULES, compiled
+from tutelage.models.gemm import one_thread
 from tutelage.models.matrix_unit import refused
 
 Kernels = Literal["torch", "loops", "numba", "amx"]
@@ -62,13 +63,13 @@ def fastest() -> Kernels:
 
 
 def seconds(several: Sequence[Kernels]) -> dict[Kernels, float]:
-    """How long products of a decoding step's shape take: weights from memory, best of five rounds each."""
+    """How long products of a decoding step's shape take on one thread: weights from memory, best of five rounds each."""
     draw = torch.Generator().manual_seed(0)
     weights, x = torch.randn(24, 576, 576, generator=draw), torch.randn(576, 64, generator=draw)
     best = dict.fromkeys(several, float("inf"))
     for _ in range(6):  # the first one warms up; the best hides it
         for kernels in several:
-            with running(kernels):
+            with running(kernels), one_thread():
                 multiply = torch.mm if kernels == "loops" else product
                 begun = time.perf_counter()
                 for weight in weights:

@@ -84,7 +84,7 @@ def rounding(gemm: Gemm) -> float:
 
 
 def speedup(gemm: Gemm) -> float:
-    """How much faster than the default it is at a training step's shape: best of five each, alternating."""
+    """How much faster than the default it is at a training step's shape, on one thread: best of five each, alternating."""
     from tutelage.models.matrix_products import by_rows
 
     x, w = _matrices(1024, 576, 1536)
@@ -92,11 +92,22 @@ def speedup(gemm: Gemm) -> float:
     best: dict[Gemm, float] = {"default": float("inf"), gemm: float("inf")}
     for _ in range(6):  # the first one warms up; the best hides it
         for each in best:
-            with multiplying(each):
+            with multiplying(each), one_thread():
                 begun = time.perf_counter()
                 by_rows(x, weight) if each == "amx" else torch.mm(x, weight.t())
                 best[each] = min(best[each], time.perf_counter() - begun)
     return best["default"] / best[gemm]
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Inside, PyTorch has one thread: what is measured so is hardly disturbed by other work, as two threads are that wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _matrices(rows: int, inner: int, columns: int) -> tuple[torch.Tensor, torch.Tensor]:

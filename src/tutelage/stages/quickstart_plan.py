@@ -130,7 +130,7 @@ def _reward(budget: Budget, prompts: int, kept_aside: float) -> dict[str, Any]:
             "schedule": "linear",
             "warmup_steps": 4,
             "weight_decay": 0.01,
-            "save_every": 60,
+            "save_every": 20,
             "keep_checkpoints": 1,
             "tokens_per_pass": budget.tokens_per_pass,
         },
