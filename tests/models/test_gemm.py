@@ -66,3 +66,15 @@ def test_rounding_tells_float32_from_bfloat16():
     rounded = x.bfloat16().double() @ w.bfloat16().double()
     assert float((rounded - exact).abs().max() / exact.abs().max()) > 2**-12
     assert 0.1 < speedup("onednn") < 20
+
+
+def test_one_thread_inside_and_as_many_as_before_behind(monkeypatch):
+    """What is timed is timed so: two threads that wait for each other would time other work on the machine."""
+    before, seen = torch.get_num_threads(), []
+    multiply = torch.mm
+    monkeypatch.setattr(torch, "mm", lambda *args: (seen.append(torch.get_num_threads()), multiply(*args))[1])
+    speedup("onednn")
+    assert set(seen) == {1}
+    with pytest.raises(RuntimeError), gemm.one_thread():
+        raise RuntimeError
+    assert torch.get_num_threads() == before
