@@ -65,17 +65,8 @@ def run(folder: Path, flags: list[str], earlier: Path | None) -> None:
         begin(folder, earlier)
     again = ["--resume"] if folder.is_dir() else []
     folder.mkdir(parents=True, exist_ok=True)
-    command = [
-        sys.executable,
-        "-m",
-        "tutelage.cli",
-        "quickstart",
-        "--out",
-        str(folder),
-        *flags,
-        *choices(folder),
-        *again,
-    ]
+    flags = [*flags, *choices(folder), *again]
+    command = [sys.executable, "-m", "tutelage.cli", "quickstart", "--out", str(folder), *flags]
     with subprocess.Popen(command) as process:
         _, status, used = os.wait4(process.pid, 0)  # of this process alone, and the peak of all its stages
         process.returncode = os.waitstatus_to_exitcode(status)
@@ -89,15 +80,18 @@ def run(folder: Path, flags: list[str], earlier: Path | None) -> None:
 
 def begin(folder: Path, earlier: Path | None) -> None:
     """A run begins with the stages that it shares: with its own earlier run, or with seed 0 at the same commit."""
-    shared = AS_SEED0.get(folder.name, ())
-    if earlier is not None:
-        first = earlier / folder.name
-        source, stages = (first, BEFORE_POLICY) if told_of(first).is_file() else (earlier / "seed0", shared)
-        copy_stages(source, folder, stages)
-        told = {**_told(source), "run": source.name, "stages": stages}
-        told_of(folder).write_text(json.dumps({"earlier": told}))
-    elif _told(folder.with_name("seed0")).get("commit") == commit():
-        copy_stages(folder.with_name("seed0"), folder, shared)
+    source, stages = folder.with_name("seed0"), AS_SEED0.get(folder.name, ())
+    if earlier is None:
+        if _told(source).get("commit") == commit():
+            copy_stages(source, folder, stages)
+        return
+    own = earlier / folder.name
+    source, stages = (own, BEFORE_POLICY) if told_of(own).is_file() else (earlier / source.name, stages)
+    if not (stages and told_of(source).is_file()):
+        raise SystemExit(f"quickstart: --earlier {earlier} has no finished run that {folder.name} could go on from")
+    copy_stages(source, folder, stages)
+    told = {**_told(source), "run": source.name, "stages": stages}
+    told_of(folder).write_text(json.dumps({"earlier": told}))
 
 
 def copy_stages(source: Path, folder: Path, stages: Sequence[str]) -> None:

@@ -62,6 +62,16 @@ def test_a_policy_is_trained_anew_on_the_reward_model_of_an_earlier_run(finished
     assert quickstart.choices(finished.with_name("new") / "seed1") == []
 
 
+def test_a_run_without_an_earlier_one_is_refused(finished: Path, tmp_path: Path):
+    """Seed 1 is not seed 0, and a folder that is not there holds nothing."""
+    for name, earlier in (("seed1", finished), ("ppo", tmp_path / "nowhere")):
+        run = finished.with_name("new") / name
+        with pytest.raises(SystemExit, match=f"no finished run that {name} could go on from"):
+            quickstart.begin(run, earlier)
+        assert not run.exists()
+        assert not quickstart.told_of(run).exists()
+
+
 def of(low: float, high: float, name: str = "seed0", minutes: float = 25.0) -> dict:
     accuracy = {"estimate": 0.72, "low": 0.7, "high": 0.74}
     return {

@@ -8,7 +8,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from tutelage.data.batch import Prompts, Sequences
-from tutelage.models import fused, gemm, matrix_products
+from tutelage.models import fused, gemm, label_head, matrix_products
 from tutelage.models.label_head import label_logprobs
 from tutelage.models.logprobs import CausalModel
 from tutelage.models.lora import LoRA, add_lora
@@ -70,7 +70,7 @@ def test_about_as_near_to_the_truth_as_pytorch(tokens, depth, columns):
 def test_columns_become_rows_with_zeros_behind():
     x = torch.arange(35 * 48.0).view(35, 48)
     out = torch.full((48, 64), 7.0)
-    fused.run(fused.compiled("crossing_kernel").turn_over, 35, 48, x.data_ptr(), out.data_ptr(), 64)
+    fused.run(fused.compiled("transpose_kernel").transpose, 35, 48, x.data_ptr(), out.data_ptr(), 64)
     assert torch.equal(out[:, :35], x.T)
     assert (out[:, 35:] == 0).all()
 
@@ -78,7 +78,7 @@ def test_columns_become_rows_with_zeros_behind():
 def test_a_transposed_weights_tiles_are_those_of_its_transpose():
     weight = torch.randn(48, 96)
     rows, columns = torch.empty(96 * 48 * 3 // 2), torch.empty(96 * 48 * 3 // 2)
-    fused.run(fused.compiled("crossing_kernel").split_across, 96, 48, weight.data_ptr(), rows.data_ptr())
+    fused.run(fused.compiled("transpose_kernel").split_transposed, 96, 48, weight.data_ptr(), rows.data_ptr())
     turned = weight.T.contiguous()
     fused.run(fused.compiled("tile_kernel").split, 96, 48, turned.data_ptr(), columns.data_ptr())
     assert torch.equal(rows.view(torch.int32), columns.view(torch.int32))
@@ -172,8 +172,10 @@ def test_logprobs_and_every_gradient_are_the_defaults(products, lora, kernels):
 @pytest.mark.parametrize("frozen", [False, True])
 def test_the_heads_products(monkeypatch, frozen):
     """In parts of the vocabulary and pieces of the labels, so that sums go on from one to the next."""
-    from tutelage.models import label_head
-
+    made: list[str] = []
+    for name in ("by_rows", "by_columns", "by_tokens"):
+        ours = getattr(matrix_products, name)
+        monkeypatch.setattr(label_head, name, lambda *args, name=name, ours=ours: (made.append(name), ours(*args))[1])
     monkeypatch.setattr(label_head, "WORDS", 128)
     monkeypatch.setattr(label_head, "ROWS", 40)
     model, _ = tiny(vocabulary=384)
@@ -185,6 +187,8 @@ def test_the_heads_products(monkeypatch, frozen):
         with gemm.multiplying(library):
             logp, entropy = label_logprobs(model, hidden, labels, 0.7)
             (weights[0] @ logp + (0 if frozen else weights[1] @ entropy)).backward()
+        expected = {"by_rows", "by_columns"} if frozen else {"by_rows", "by_columns", "by_tokens"}
+        assert set(made) == (expected if library == "amx" else set())
         found.append([logp.detach(), entropy.detach(), hidden.grad, model.lm_head.weight.grad])
     for ours, theirs in zip(found[1], found[0], strict=True):
         assert theirs is None or assert_close(ours, theirs, atol=3e-5, rtol=1e-4) is None

@@ -12,7 +12,7 @@ from typing import Any
 
 from tutelage.models.builtin import cache_directory
 
-MATRIX_UNIT, CROSSING = "tile_kernel", "crossing_kernel"
+MATRIX_UNIT, TRANSPOSE = "tile_kernel", "transpose_kernel"
 MODULES = (
     "kernels",
     "vectors",
@@ -23,8 +23,8 @@ MODULES = (
     "training_kernels",
     "tile_instructions",
     MATRIX_UNIT,
-    "crossing",
-    CROSSING,
+    "transposing",
+    TRANSPOSE,
 )
 
 

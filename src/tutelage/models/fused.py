@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tutelage.models.compiled import CROSSING, MATRIX_UNIT, MODULES, compiled
+from tutelage.models.compiled import MATRIX_UNIT, MODULES, TRANSPOSE, compiled
 from tutelage.models.gemm import one_thread
 from tutelage.models.matrix_unit import refused
 
@@ -86,7 +86,7 @@ def missing() -> str:
     try:
         _pool()
         for module in MODULES:
-            if module not in (MATRIX_UNIT, CROSSING):
+            if module not in (MATRIX_UNIT, TRANSPOSE):
                 compiled(module)
     except Exception as error:  # whatever a compiler or a system without this pool can raise: PyTorch does the same
         return f"{type(error).__name__}: {error}".splitlines()[0]
@@ -100,7 +100,7 @@ def no_matrix_unit() -> str:
         reason = refused()
         if not reason:
             compiled(MATRIX_UNIT)
-            compiled(CROSSING)
+            compiled(TRANSPOSE)
     except Exception as error:  # as in `missing`
         return f"{type(error).__name__}: {error}".splitlines()[0]
     return reason
@@ -149,8 +149,11 @@ def multiplying(weight: Float[Tensor, "N K"]) -> Any:
 
 def tiles(depth: int, columns: int) -> Float[Tensor, "..."]:
     """Room for so large an x in tiles, where products read it so."""
-    if _chosen[-1] != "amx":
-        return torch.empty(0)
+    return planes(depth, columns) if _chosen[-1] == "amx" else torch.empty(0)
+
+
+def planes(depth: int, columns: int) -> Float[Tensor, "..."]:
+    """Room for x [depth, columns] in the matrix unit's tiles."""
     kernels = compiled(MATRIX_UNIT)
     return torch.empty(-(-depth // kernels.DEEP) * -(-columns // kernels.UNIT) * kernels.PARTS * kernels.TILE // 4)
 

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from tutelage.models import gemm
-from tutelage.models.compiled import CROSSING, MATRIX_UNIT, compiled
-from tutelage.models.fused import address, run
+from tutelage.models.compiled import MATRIX_UNIT, TRANSPOSE, compiled
+from tutelage.models.fused import address, planes, run
 
 MOST_ROWS = 320
 """That a thread takes at once."""
@@ -44,46 +44,39 @@ def takes(x: Float[Tensor, "T K"], weight: Float[Tensor, "N K"]) -> bool:
 def by_rows(x: Float[Tensor, "T K"], weight: Float[Tensor, "N K"], out: Tensor | None = None) -> Float[Tensor, "T N"]:
     """x W^T."""
     columns, depth = weight.shape
-    planes = _planes(depth, columns)
-    run(compiled(CROSSING).split_across, depth, columns, address(weight), address(planes))
-    return _product(x, planes, columns, out)
+    tiles = planes(depth, columns)
+    run(compiled(TRANSPOSE).split_transposed, depth, columns, address(weight), address(tiles))
+    return _product(x, tiles, columns, out)
 
 
 def by_columns(x: Float[Tensor, "T N"], weight: Float[Tensor, "N K"]) -> Float[Tensor, "T K"]:
     """x W."""
     depth, columns = weight.shape
-    planes = _planes(depth, columns)
-    run(compiled(MATRIX_UNIT).split, depth, columns, address(weight), address(planes))
-    return _product(x, planes, columns, None)
+    tiles = planes(depth, columns)
+    run(compiled(MATRIX_UNIT).split, depth, columns, address(weight), address(tiles))
+    return _product(x, tiles, columns, None)
 
 
 def by_tokens(x: Float[Tensor, "T N"], y: Float[Tensor, "T K"], out: Tensor | None = None) -> Float[Tensor, "N K"]:
     """x^T y."""
     kernels, (rows, columns), over = compiled(MATRIX_UNIT), y.shape, x.contiguous()
     deep = -(-rows // kernels.DEEP) * kernels.DEEP
-    turned, planes, whole = y.new_empty(x.shape[1], deep), _planes(deep, columns), rows // kernels.DEEP * kernels.DEEP
-    run(compiled(CROSSING).turn_over, rows, x.shape[1], address(over), address(turned), deep)
+    turned, tiles, whole = y.new_empty(x.shape[1], deep), planes(deep, columns), rows // kernels.DEEP * kernels.DEEP
+    run(compiled(TRANSPOSE).transpose, rows, x.shape[1], address(over), address(turned), deep)
     y = y.contiguous()
-    run(kernels.split, whole, columns, address(y), address(planes))
+    run(kernels.split, whole, columns, address(y), address(tiles))
     if whole < rows:
         rest = y.new_zeros(kernels.DEEP, columns)
         rest[: rows - whole] = y[whole:]
-        run(
-            kernels.split, kernels.DEEP, columns, address(rest), address(planes[whole * columns * kernels.PARTS // 2 :])
-        )
-    return _product(turned, planes, columns, out)
+        run(kernels.split, kernels.DEEP, columns, address(rest), address(tiles[whole * columns * kernels.PARTS // 2 :]))
+    return _product(turned, tiles, columns, out)
 
 
-def _planes(depth: int, columns: int) -> Float[Tensor, "P"]:
-    """Room for a matrix [depth, columns] in tiles, three numbers of two bytes for each of four."""
-    return torch.empty(depth * columns * compiled(MATRIX_UNIT).PARTS // 2)
-
-
-def _product(x: Float[Tensor, "T K"], planes: Tensor, columns: int, out: Tensor | None) -> Float[Tensor, "T N"]:
+def _product(x: Float[Tensor, "T K"], tiles: Tensor, columns: int, out: Tensor | None) -> Float[Tensor, "T N"]:
     x = x.contiguous()
     rows, depth = x.shape
     out = x.new_empty(rows, columns) if out is None else out
-    kernels, places = compiled(MATRIX_UNIT), (address(x), address(planes), address(out))
+    kernels, places = compiled(MATRIX_UNIT), (address(x), address(tiles), address(out))
     run(kernels.product, rows, depth, columns, *places, _unit(rows, kernels.UNIT), 0)
     return out
 

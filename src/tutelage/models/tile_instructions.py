@@ -126,11 +126,8 @@ class Tiles(Splitting):
         """Sums over 32 numbers more; between the products the next block's weights are split, and later ones asked for."""
         builder, piece = self.builder, self.piece
         turn, far = builder.add(piece.turn, block), builder.mul(block, long(4 * DEEP))
-        here, there, ahead = (
-            self.turned(turn),
-            self.turned(builder.add(turn, long(1))),
-            builder.add(piece.following, far),
-        )
+        here, there = self.turned(turn), self.turned(builder.add(turn, long(1)))
+        ahead = builder.add(piece.following, far)
         last = builder.icmp_signed("==", builder.add(block, long(1)), piece.blocks)
         behind = builder.add(builder.add(piece.weight, far), long(4 * DEEP))
         weight = builder.select(last, piece.following, behind)

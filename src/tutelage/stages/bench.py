@@ -58,9 +58,9 @@ class Bench:
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Precision of frozen weights and of the forward pass."""
     gemm: Literal["auto", "default", "onednn", "amx"] = "auto"
-    """Which library multiplies float32 matrices on a CPU; auto: the faster one, measured at the start."""
+    """Which library multiplies float32 matrices on a CPU (amx: Intel's matrix unit, in training); auto: the fastest, measured at the start."""
     kernels: Literal["auto", "torch", "loops", "numba", "amx"] = "auto"
-    """What computes a decoding step on a CPU: PyTorch, compiled loops between its products, or compiled products too; auto: what is fastest here."""
+    """What computes a decoding step on a CPU: PyTorch, compiled loops between its products, or compiled products too (amx: by Intel's matrix unit); auto: what is fastest here."""
     seed: int = 0
     """Decides prompts and answers."""
     json: str | None = None

@@ -44,7 +44,7 @@ class Common:
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Precision of frozen weights and of the forward pass; auto: float32 on a CPU, bfloat16 on a GPU that has it."""
     gemm: Literal["auto", "default", "onednn", "amx"] = "auto"
-    """Which library multiplies float32 matrices on a CPU; auto: the faster one, measured at the start."""
+    """Which library multiplies float32 matrices on a CPU (amx: Intel's matrix unit, in training); auto: the fastest, measured at the start."""
     kernels: Literal["auto", "torch", "loops", "numba", "amx"] = "auto"
     """What computes a decoding step on a CPU: PyTorch, compiled loops between its products, or compiled products too (amx: by Intel's matrix unit); auto: what is fastest here."""
     chat_template: str | None = None

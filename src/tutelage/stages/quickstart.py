@@ -55,7 +55,7 @@ class Quickstart:
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where the model runs."""
     gemm: Literal["auto", "default", "onednn", "amx"] = "auto"
-    """Which library multiplies float32 matrices on a CPU; auto: the faster one, measured at the start."""
+    """Which library multiplies float32 matrices on a CPU (amx: Intel's matrix unit, in training); auto: the fastest, measured at the start."""
     kernels: Literal["auto", "torch", "loops", "numba", "amx"] = "auto"
     """What computes a decoding step on a CPU: PyTorch, compiled loops between its products, or compiled products too (amx: by Intel's matrix unit); auto: what is fastest here."""
     control: Literal["none", "shuffled_labels", "gold_reward"] = "none"
